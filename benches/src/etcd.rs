@@ -1,0 +1,299 @@
+//! A real etcd, of one member or three.
+
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+use tokio::time::sleep;
+
+use crate::exec;
+use crate::http::Target;
+use crate::ports::Port;
+use crate::procs;
+use crate::sandbox::Sandbox;
+
+/// A running etcd of one or three members on free ports, in a directory of its own; all ends when
+/// it is dropped.
+#[derive(Debug)]
+pub struct Etcd {
+    members: Vec<Member>,
+    _sandbox: Arc<Sandbox>,
+}
+
+#[derive(Debug)]
+struct Member {
+    name: String,
+    client_url: String,
+    endpoint: String,
+    arguments: Vec<String>,
+    log: PathBuf,
+    process: Mutex<Option<Child>>,
+    ports: [Port; 2],
+}
+
+impl Etcd {
+    /// Starts etcd on the loopback interface and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// Fails where no etcd is installed, or it does not become healthy in 20 s.
+    pub async fn start(members: usize) -> Result<Self> {
+        let sandbox = Arc::new(Sandbox::new()?);
+        Self::start_in(sandbox, members, Ipv4Addr::LOCALHOST.into()).await
+    }
+
+    pub(crate) async fn start_in(
+        sandbox: Arc<Sandbox>,
+        count: usize,
+        host: IpAddr,
+    ) -> Result<Self> {
+        let mut members = Vec::new();
+        for number in 0..count {
+            let ports = [Port::reserve()?, Port::reserve()?];
+            let endpoint = format!("{host}:{}", ports[0].number());
+            let name = format!("e{number}");
+            members.push(Member {
+                arguments: vec![
+                    format!("--name={name}"),
+                    format!("--data-dir={}", sandbox.dir().join(&name).display()),
+                    format!("--listen-client-urls=http://{endpoint}"),
+                    format!("--advertise-client-urls=http://{endpoint}"),
+                    format!("--listen-peer-urls=http://{host}:{}", ports[1].number()),
+                    format!(
+                        "--initial-advertise-peer-urls=http://{host}:{}",
+                        ports[1].number()
+                    ),
+                ],
+                log: sandbox.dir().join(format!("{name}.log")),
+                client_url: format!("http://{endpoint}"),
+                name,
+                endpoint,
+                process: Mutex::new(None),
+                ports,
+            });
+        }
+        let peers: Vec<String> = members
+            .iter()
+            .map(|member| format!("{}=http://{host}:{}", member.name, member.ports[1].number()))
+            .collect();
+        for member in &mut members {
+            member
+                .arguments
+                .push(format!("--initial-cluster={}", peers.join(",")));
+            member.spawn()?;
+        }
+        let etcd = Self {
+            members,
+            _sandbox: sandbox,
+        };
+        etcd.wait_healthy(Duration::from_secs(20)).await?;
+        Ok(etcd)
+    }
+
+    /// Returns how many members there are, running or not.
+    pub fn members(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Returns the members' client addresses, `host:port` each, as Patroni's `etcd3.hosts` wants
+    /// them.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.members
+            .iter()
+            .map(|member| member.endpoint.clone())
+            .collect()
+    }
+
+    /// Returns the members' client addresses, for plain HTTP.
+    pub(crate) fn client_targets(&self) -> Result<Vec<Target>> {
+        let target = |member: &Member| {
+            Ok(Target {
+                address: member.endpoint.parse()?,
+                namespace: None,
+            })
+        };
+        self.members.iter().map(target).collect()
+    }
+
+    /// Stops a member the polite way (SIGTERM) and waits for its end.
+    pub async fn stop(&self, member: usize) {
+        self.members[member].signal(Signal::SIGTERM);
+        self.members[member].reap().await;
+    }
+
+    /// Kills a member with -9.
+    pub async fn kill(&self, member: usize) {
+        self.members[member].signal(Signal::SIGKILL);
+        self.members[member].reap().await;
+    }
+
+    /// Stops a member's processor time (SIGSTOP); it keeps its connections and answers nothing.
+    pub fn freeze(&self, member: usize) {
+        self.members[member].signal(Signal::SIGSTOP);
+    }
+
+    /// Lets a frozen member run again.
+    pub fn thaw(&self, member: usize) {
+        self.members[member].signal(Signal::SIGCONT);
+    }
+
+    /// Starts a member that was stopped or killed, on its old data, and does not wait for it.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the program cannot be started.
+    pub fn restart(&self, member: usize) -> Result<()> {
+        self.members[member].spawn()
+    }
+
+    /// Waits until etcd answers a linearisable read.
+    ///
+    /// # Errors
+    ///
+    /// Fails after `limit`.
+    pub async fn wait_healthy(&self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            match self.etcdctl(&["get", "health"]).await {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > end => {
+                    return Err(error.context(format!("etcd is not healthy after {limit:?}")));
+                }
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+
+    /// Returns a key's value, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// Fails where etcd does not answer within 5 s.
+    pub async fn get(&self, key: &str) -> Result<Option<String>> {
+        let answer = self.etcdctl(&["get", "--print-value-only", key]).await?;
+        Ok(answer.strip_suffix('\n').map(ToOwned::to_owned))
+    }
+
+    /// Returns the keys under a prefix.
+    ///
+    /// # Errors
+    ///
+    /// Fails where etcd does not answer within 5 s.
+    pub async fn keys(&self, prefix: &str) -> Result<Vec<String>> {
+        let answer = self
+            .etcdctl(&["get", "--prefix", "--keys-only", prefix])
+            .await?;
+        Ok(answer
+            .lines()
+            .filter(|line| !line.is_empty())
+            .map(ToOwned::to_owned)
+            .collect())
+    }
+
+    /// Writes a key.
+    ///
+    /// # Errors
+    ///
+    /// Fails where etcd does not answer within 5 s.
+    pub async fn put(&self, key: &str, value: &str) -> Result<()> {
+        self.etcdctl(&["put", "--", key, value]).await.map(drop)
+    }
+
+    /// Deletes a key.
+    ///
+    /// # Errors
+    ///
+    /// Fails where etcd does not answer within 5 s.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        self.etcdctl(&["del", key]).await.map(drop)
+    }
+
+    /// Deletes every key under a prefix.
+    ///
+    /// # Errors
+    ///
+    /// Fails where etcd does not answer within 5 s.
+    pub async fn delete_prefix(&self, prefix: &str) -> Result<()> {
+        self.etcdctl(&["del", "--prefix", prefix]).await.map(drop)
+    }
+
+    /// Runs `etcdctl` (API 3) against all members and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// Fails where it exits with another status than 0.
+    pub async fn etcdctl(&self, arguments: &[&str]) -> Result<String> {
+        let urls: Vec<&str> = self
+            .members
+            .iter()
+            .map(|member| member.client_url.as_str())
+            .collect();
+        let mut command = tokio::process::Command::new("etcdctl");
+        command
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", urls.join(",")))
+            .args(arguments);
+        exec::run(&mut command, Duration::from_secs(6)).await
+    }
+}
+
+impl Member {
+    fn spawn(&self) -> Result<()> {
+        let log = File::options().create(true).append(true).open(&self.log)?;
+        let program = exec::find_program(["etcd"]).context("etcd is not installed")?;
+        let child = Command::new(program)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start etcd")?;
+        let old = self
+            .process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(child);
+        if let Some(mut old) = old {
+            old.kill().ok();
+            old.wait().ok();
+        }
+        Ok(())
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(child) = self
+            .process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+        {
+            procs::signal(
+                i32::try_from(child.id()).expect("process ids are small"),
+                signal,
+            );
+        }
+    }
+
+    async fn reap(&self) {
+        loop {
+            let ended = match self
+                .process
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_mut()
+            {
+                None => true,
+                Some(child) => !matches!(child.try_wait(), Ok(None)),
+            };
+            if ended {
+                return;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What a cluster costs while nothing happens.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+use tokio::time::sleep;
+
+use crate::clock::as_ms;
+use crate::cluster::Cluster;
+use crate::node::Node;
+
+/// The cost of three idle nodes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Idle {
+    /// The resident memory of the greatest node's agent and guard, without the server, in KiB;
+    /// what the two share is counted twice.
+    pub memory_kib: u64,
+    /// The processor time of the busiest node's agent and guard, in microseconds a second.
+    pub cpu_us_per_s: u64,
+    /// Requests to etcd a minute, all nodes together; each keep-alive message counts.
+    pub etcd_calls_per_minute: u64,
+}
+
+impl Idle {
+    /// Looks at an idle cluster for a while.
+    ///
+    /// # Errors
+    ///
+    /// Fails where an agent is not running or etcd does not show its counters.
+    pub async fn measure(cluster: &Cluster, span: Duration) -> Result<Self> {
+        let calls_before = etcd_calls(cluster).await?;
+        let started = Instant::now();
+        let before: Vec<u64> = cluster.nodes().iter().map(cpu_us).collect();
+        sleep(span).await;
+        let elapsed_ms = as_ms(started.elapsed()).max(1);
+        let after: Vec<u64> = cluster.nodes().iter().map(cpu_us).collect();
+        let calls = etcd_calls(cluster).await?.saturating_sub(calls_before);
+        let spent = after
+            .iter()
+            .zip(&before)
+            .map(|(after, before)| after.saturating_sub(*before));
+        Ok(Self {
+            memory_kib: cluster.nodes().iter().map(memory_kib).max().unwrap_or(0),
+            cpu_us_per_s: spent.max().unwrap_or(0) * 1000 / elapsed_ms,
+            etcd_calls_per_minute: calls * 60_000 / elapsed_ms,
+        })
+    }
+}
+
+fn processes(node: &Node) -> impl Iterator<Item = i32> {
+    [node.agent_pid(), node.guard_pid()].into_iter().flatten()
+}
+
+fn memory_kib(node: &Node) -> u64 {
+    let of_process = |pid: i32| -> Option<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    processes(node).filter_map(of_process).sum()
+}
+
+/// Returns the processor time of all threads so far, to the nanosecond as the scheduler counts it.
+fn cpu_us(node: &Node) -> u64 {
+    let of_thread = |path: std::path::PathBuf| -> Option<u64> {
+        let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let of_process = |pid: i32| -> u64 {
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        tasks.filter_map(|task| of_thread(task.path())).sum::<u64>() / 1000
+    };
+    processes(node).map(of_process).sum()
+}
+
+async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
+    let mut calls = 0.0;
+    for member in cluster.etcd().client_targets()? {
+        let metrics = member.get("/metrics", Duration::from_secs(5)).await?;
+        let counters = metrics
+            .body
+            .lines()
+            .filter(|line| line.starts_with(COUNTER));
+        for line in counters {
+            let value = line
+                .rsplit(' ')
+                .next()
+                .context("a counter without a value")?;
+            calls += value.parse::<f64>()?;
+        }
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a count of requests, which Prometheus writes as a float"
+    )]
+    Ok(calls as u64)
+}
+
+/// Counts every message that came in, be it a request of its own or one in a stream.
+const COUNTER: &str = "grpc_server_msg_received_total";

@@ -1,0 +1,456 @@
+//! Faults of the store: etcd goes away, comes back, or loses what it knew.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use nix::sys::signal::Signal;
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::sleep;
+
+use crate::analysis::{failed_writes, longest_gap_ms, lost};
+use crate::chaos::run::FENCE_LIMIT_MS;
+use crate::clock::{ClockPair, boot_ms};
+use crate::cluster::Cluster;
+use crate::node::Node;
+use crate::watch::LeaseWatch;
+use crate::witness::{Commit, WalSaver, commits, save_wal, two_writers};
+use crate::writers::{Writers, Written, start_loops, stop_loops, surviving};
+
+mod bootstrap;
+
+/// What is done to the store.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreFault {
+    /// etcd is stopped for 5 s.
+    Stopped,
+    /// etcd is killed with -9 and started again at once.
+    Killed,
+    /// One of three members is killed with -9.
+    OneOfThree,
+    /// All of etcd is gone for a minute, with all agents alive: the primary goes on by consent.
+    AllGone,
+    /// All of etcd is gone and a standby's agent is dead: the primary steps down in time.
+    AllGoneStandbyDead,
+    /// The leader key is deleted by hand.
+    LeaderKeyDeleted,
+    /// Every key of the cluster is deleted.
+    PrefixDeleted,
+    /// The node that bootstraps is killed with -9, a little later each time.
+    BootstrapKilled,
+}
+
+/// A fault of the store, how often, and how long the outage is.
+#[derive(Clone, Debug)]
+pub struct StorePlan {
+    fault: StoreFault,
+    ttl: u64,
+    repeat: usize,
+    outage: Duration,
+}
+
+/// What the runs of a plan showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct StoreReport {
+    /// The fault.
+    pub fault: StoreFault,
+    /// The lease in seconds.
+    pub ttl: u64,
+    /// The runs, in order.
+    pub runs: Vec<StoreRun>,
+}
+
+/// What one run showed.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StoreRun {
+    /// The longest time without an acknowledged write.
+    pub gap_ms: u64,
+    /// Writes that failed on the node that was primary at the fault.
+    pub failed_writes: usize,
+    /// Acknowledged rows that the final primary does not hold.
+    pub lost: usize,
+    /// Whether another node wrote.
+    pub failed_over: bool,
+    /// Everything that must not happen and did.
+    pub violations: Vec<String>,
+}
+
+/// Those who watch a run: writers, leases, and copies of every node's WAL.
+struct Watch<'a> {
+    cluster: &'a Cluster,
+    writers: Writers,
+    leases: LeaseWatch,
+    savers: Vec<WalSaver>,
+    copies: PathBuf,
+    started: SystemTime,
+}
+
+/// What they saw.
+struct Seen {
+    written: Written,
+    commits: Vec<Commit>,
+    lost: usize,
+    end_ms: u64,
+}
+
+impl StorePlan {
+    /// Plans one run against `spilo-agent`, with an outage of one minute where the fault is all of
+    /// etcd.
+    pub fn new(fault: StoreFault, ttl: u64) -> Self {
+        Self {
+            fault,
+            ttl,
+            repeat: 1,
+            outage: Duration::from_secs(60),
+        }
+    }
+
+    /// Sets how often the fault is run.
+    #[must_use]
+    pub fn repeat(mut self, repeat: usize) -> Self {
+        self.repeat = repeat;
+        self
+    }
+
+    /// Sets how long all of etcd is gone.
+    #[must_use]
+    pub fn outage(mut self, outage: Duration) -> Self {
+        self.outage = outage;
+        self
+    }
+
+    /// Starts a cluster, runs the fault as often as planned, and makes the cluster whole after each
+    /// time.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the cluster does not start or does not become whole again; logs are then kept.
+    pub async fn run(&self) -> Result<StoreReport> {
+        let mut runs = Vec::new();
+        if self.fault == StoreFault::BootstrapKilled {
+            for number in 1..=self.repeat {
+                runs.push(bootstrap::once(self.ttl, number).await?);
+                self.report_run(number, runs.last());
+            }
+            return Ok(StoreReport {
+                fault: self.fault,
+                ttl: self.ttl,
+                runs,
+            });
+        }
+        let members = if self.fault == StoreFault::OneOfThree {
+            3
+        } else {
+            1
+        };
+        let builder = Cluster::builder()
+            .ttl(self.ttl)
+            .etcd_members(members)
+            .initdb(json!({ "wal-segsize": "1" }));
+        let cluster = builder.start().await?;
+        for number in 1..=self.repeat {
+            let run = self.once(&cluster, number).await;
+            let run = run
+                .with_context(|| format!("{}; logs in {}", self.fault, cluster.keep().display()))?;
+            if !run.violations.is_empty() {
+                eprintln!("  logs are kept in {}", cluster.keep().display());
+            }
+            runs.push(run);
+            self.report_run(number, runs.last());
+        }
+        Ok(StoreReport {
+            fault: self.fault,
+            ttl: self.ttl,
+            runs,
+        })
+    }
+
+    fn report_run(&self, number: usize, run: Option<&StoreRun>) {
+        if let Some(run) = run {
+            eprintln!(
+                "{}, ttl {}, run {number}/{}: {run}",
+                self.fault, self.ttl, self.repeat
+            );
+        }
+    }
+
+    async fn once(&self, cluster: &Cluster, number: usize) -> Result<StoreRun> {
+        let old = cluster
+            .wait_streaming(cluster.nodes().len() - 1, Duration::from_secs(120))
+            .await?;
+        let watch = Watch::start(cluster, old, number).await?;
+        sleep(Duration::from_secs(1)).await;
+        let fault_ms = boot_ms();
+        self.inject(cluster, old, number).await?;
+        let by_consent = watch
+            .leases
+            .all()
+            .iter()
+            .any(|seen| seen.asked_ms > fault_ms && seen.by == "consent");
+        let named = watch.leases.all();
+        let until_ms = named
+            .iter()
+            .filter(|seen| seen.node == old.name())
+            .map(|seen| seen.until_ms)
+            .max();
+        let restored_ms = boot_ms();
+        self.restore(cluster, old, number).await?;
+        let primary = cluster
+            .wait_streaming(cluster.nodes().len() - 1, Duration::from_secs(180))
+            .await?;
+        // Whatever a late lease would still do, it does within another ttl.
+        sleep(Duration::from_secs(self.ttl + 1)).await;
+        stop_loops(primary).await.ok();
+        let seen = watch.finish().await?;
+        let mut run = StoreRun {
+            gap_ms: longest_gap_ms(
+                &seen.written.acks,
+                fault_ms.saturating_sub(500),
+                seen.end_ms,
+            ),
+            failed_writes: failed_writes(&seen.written.failures, old.name(), fault_ms, seen.end_ms),
+            lost: seen.lost,
+            failed_over: seen
+                .written
+                .acks
+                .iter()
+                .any(|ack| ack.node != old.name() && ack.at_ms > fault_ms),
+            violations: two_writers(&seen.commits),
+        };
+        if seen.commits.is_empty() {
+            run.violations
+                .push("the logs hold no commit: the witness saw nothing".to_owned());
+        }
+        match self.fault {
+            StoreFault::AllGoneStandbyDead => {
+                judge_step_down(&mut run, &seen, until_ms, restored_ms);
+            }
+            _ => self.judge_continuity(&mut run, by_consent),
+        }
+        Ok(run)
+    }
+
+    /// Does the fault and waits until its effect is over or was watched for long enough.
+    async fn inject(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<()> {
+        let etcd = cluster.etcd();
+        let root = format!("/service/{}/", cluster.scope());
+        match self.fault {
+            StoreFault::Stopped => {
+                etcd.stop(0).await;
+                sleep(Duration::from_secs(5)).await;
+            }
+            StoreFault::Killed => etcd.kill(0).await,
+            StoreFault::OneOfThree => {
+                etcd.kill(number % etcd.members()).await;
+                sleep(Duration::from_secs(self.ttl + 3)).await;
+            }
+            StoreFault::AllGone => {
+                etcd.stop(0).await;
+                sleep(self.outage).await;
+            }
+            StoreFault::AllGoneStandbyDead => {
+                standby(cluster, old)?.signal_agent(Signal::SIGKILL)?;
+                etcd.kill(0).await;
+                sleep(Duration::from_secs(2 * self.ttl + 3)).await;
+            }
+            StoreFault::LeaderKeyDeleted => {
+                etcd.delete(&format!("{root}leader")).await?;
+                sleep(Duration::from_secs(2 * self.ttl)).await;
+            }
+            StoreFault::PrefixDeleted => {
+                etcd.delete_prefix(&root).await?;
+                sleep(Duration::from_secs(2 * self.ttl)).await;
+            }
+            StoreFault::BootstrapKilled => {}
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<()> {
+        let etcd = cluster.etcd();
+        match self.fault {
+            StoreFault::Stopped | StoreFault::Killed | StoreFault::AllGone => etcd.restart(0)?,
+            StoreFault::OneOfThree => etcd.restart(number % etcd.members())?,
+            StoreFault::AllGoneStandbyDead => {
+                etcd.restart(0)?;
+                standby(cluster, old)?.start_agent()?;
+            }
+            StoreFault::LeaderKeyDeleted
+            | StoreFault::PrefixDeleted
+            | StoreFault::BootstrapKilled => {}
+        }
+        etcd.wait_healthy(Duration::from_secs(30)).await
+    }
+
+    /// Adds what a fault that must go unnoticed has done.
+    fn judge_continuity(&self, run: &mut StoreRun, by_consent: bool) {
+        let unnoticed = match self.fault {
+            StoreFault::Stopped
+            | StoreFault::Killed
+            | StoreFault::OneOfThree
+            | StoreFault::AllGone => true,
+            StoreFault::AllGoneStandbyDead
+            | StoreFault::LeaderKeyDeleted
+            | StoreFault::PrefixDeleted
+            | StoreFault::BootstrapKilled => false,
+        };
+        if unnoticed && run.failed_over {
+            run.violations.push("another node took over".to_owned());
+        }
+        if unnoticed && run.failed_writes > 0 {
+            run.violations
+                .push(format!("{} writes failed", run.failed_writes));
+        }
+        if self.fault == StoreFault::AllGone && !by_consent {
+            run.violations
+                .push("the primary was never seen to go on by consent".to_owned());
+        }
+    }
+}
+
+impl<'a> Watch<'a> {
+    async fn start(cluster: &'a Cluster, primary: &Node, number: usize) -> Result<Self> {
+        let copies = cluster.dir().join(format!("wal-{number}"));
+        let started = SystemTime::now();
+        let writers = Writers::start(cluster, primary).await?;
+        start_loops(primary, 1, Duration::from_millis(2)).await?;
+        let save =
+            |node: &Node| WalSaver::start(&node.data_dir(), copies.join("live").join(node.name()));
+        let savers = cluster.nodes().iter().map(save).collect();
+        Ok(Self {
+            cluster,
+            writers,
+            leases: LeaseWatch::start(cluster),
+            savers,
+            copies,
+            started,
+        })
+    }
+
+    async fn finish(self) -> Result<Seen> {
+        let first_seq = self.writers.first_seq();
+        let end_ms = boot_ms();
+        let written = self.writers.stop().await;
+        let primary = self.cluster.wait_primary(Duration::from_secs(60)).await?;
+        let lost = lost(&written.acks, &surviving(primary, first_seq).await?);
+        let mut directories: Vec<PathBuf> =
+            self.savers.into_iter().flat_map(WalSaver::finish).collect();
+        for node in self.cluster.nodes() {
+            let into = self.copies.join(node.name());
+            save_wal(&node.data_dir().join("pg_wal"), &into, self.started).ok();
+            directories.push(into);
+        }
+        let commits = commits(primary.pg_bin(), &directories).await?;
+        std::fs::remove_dir_all(&self.copies).ok();
+        Ok(Seen {
+            written,
+            commits,
+            lost,
+            end_ms,
+        })
+    }
+}
+
+impl StoreReport {
+    /// Returns everything that must not happen and did, with the number of the run.
+    pub fn violations(&self) -> Vec<String> {
+        let of_run = |(number, run): (usize, &StoreRun)| -> Vec<String> {
+            run.violations
+                .iter()
+                .map(|what| format!("{}, run {}: {what}", self.fault, number + 1))
+                .collect()
+        };
+        self.runs.iter().enumerate().flat_map(of_run).collect()
+    }
+
+    /// Returns the report as a row of [`Self::table_head`].
+    pub fn table_row(&self) -> String {
+        let worst = |of: fn(&StoreRun) -> u64| self.runs.iter().map(of).max().unwrap_or(0);
+        format!(
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            self.fault,
+            self.runs.len(),
+            worst(|run| run.gap_ms),
+            worst(|run| run.failed_writes as u64),
+            self.runs.iter().filter(|run| run.failed_over).count(),
+            worst(|run| run.lost as u64),
+            self.violations().len(),
+        )
+    }
+
+    /// Returns the head of a table of reports, in Markdown.
+    pub fn table_head() -> String {
+        "| fault of the store | runs | worst gap, ms | failed writes, most | failovers | \
+         rows lost, most | violations |\n\
+         |---|---|---|---|---|---|---|"
+            .to_owned()
+    }
+}
+
+impl fmt::Display for StoreRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let over = if self.failed_over {
+            "failed over"
+        } else {
+            "no failover"
+        };
+        write!(
+            f,
+            "gap {} ms, {} writes failed, {} rows lost, {over}",
+            self.gap_ms, self.failed_writes, self.lost
+        )?;
+        self.violations
+            .iter()
+            .try_for_each(|violation| write!(f, "\n  VIOLATION: {violation}"))
+    }
+}
+
+impl fmt::Display for StoreFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stopped => "etcd stopped for 5 s",
+            Self::Killed => "etcd killed and restarted",
+            Self::OneOfThree => "one of three etcd members killed",
+            Self::AllGone => "all of etcd gone",
+            Self::AllGoneStandbyDead => "all of etcd gone, a standby's agent dead",
+            Self::LeaderKeyDeleted => "leader key deleted",
+            Self::PrefixDeleted => "all keys deleted",
+            Self::BootstrapKilled => "bootstrap killed",
+        })
+    }
+}
+
+/// Adds the commits from the end of the permission that was named last until the store came back.
+fn judge_step_down(run: &mut StoreRun, seen: &Seen, until_ms: Option<u64>, restored_ms: u64) {
+    let until_ms = until_ms.map(|hard_ms| hard_ms + FENCE_LIMIT_MS);
+    let Some(until_ms) = until_ms.filter(|until_ms| *until_ms < restored_ms) else {
+        run.violations.push(format!(
+            "the permission did not end while the store was away: {until_ms:?}"
+        ));
+        return;
+    };
+    let clocks = ClockPair::read();
+    let outage = clocks.wall_us_at(until_ms)..clocks.wall_us_at(restored_ms);
+    let late = seen
+        .commits
+        .iter()
+        .filter(|commit| outage.contains(&commit.at_us))
+        .count();
+    if late > 0 {
+        run.violations.push(format!(
+            "{late} commits after the end of permission, with the store away"
+        ));
+    }
+}
+
+fn standby<'a>(cluster: &'a Cluster, primary: &Node) -> Result<&'a Node> {
+    cluster
+        .nodes()
+        .iter()
+        .rfind(|node| node.name() != primary.name())
+        .context("there is no standby")
+}

@@ -1,0 +1,113 @@
+//! The production daemon: one PostgreSQL server of a cluster, configured by Patroni's YAML.
+//!
+//! It is thin: it reads the configuration, checks that this machine fits it, connects the library
+//! to etcd, PostgreSQL and HTTP, and passes signals on.
+
+mod cli;
+mod load;
+mod logging;
+mod notify;
+mod preflight;
+mod reload;
+mod run;
+mod wiring;
+mod yaml;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use spilo_core::local::Parsed;
+use spilo_core::machine::Exit;
+
+use cli::Arguments;
+use load::Faults;
+use run::Source;
+
+fn main() -> ExitCode {
+    spilo_pg::run_if_guard();
+    let arguments = Arguments::parse();
+    match begin(&arguments) {
+        Ok(code) => code,
+        Err(faults) => {
+            for fault in &faults.0 {
+                eprintln!("spilo-agent: {fault}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn begin(arguments: &Arguments) -> Result<ExitCode, Faults> {
+    let env = load::environment().map_err(fault)?;
+    let parsed = load::load(arguments.config.as_deref(), &env)?;
+    if arguments.print {
+        say(&yaml::write(&parsed.shown).map_err(fault)?);
+    }
+    if arguments.validate_config {
+        return validate(&parsed, !arguments.ignore_listen_port);
+    }
+    if arguments.print {
+        return Ok(ExitCode::SUCCESS);
+    }
+    start(
+        parsed,
+        Source {
+            config: arguments.config.clone(),
+            env,
+        },
+    )
+}
+
+fn validate(parsed: &Parsed, ports: bool) -> Result<ExitCode, Faults> {
+    for warning in &parsed.warnings {
+        eprintln!("warning: {warning}");
+    }
+    let faults = preflight::check(&parsed.local, ports);
+    if !faults.is_empty() {
+        return Err(Faults(faults));
+    }
+    say("OK\n");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start(parsed: Parsed, source: Source) -> Result<ExitCode, Faults> {
+    let faults = preflight::check(&parsed.local, true);
+    if !faults.is_empty() {
+        return Err(Faults(faults));
+    }
+    let level = logging::start(&parsed.local.log).map_err(fault)?;
+    for warning in &parsed.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        scope = %parsed.local.scope,
+        name = %parsed.local.name,
+        "spilo-agent starts"
+    );
+    match run::run(parsed, source, level) {
+        Ok(Exit::Stopped) => tracing::info!("stopped, and PostgreSQL with it"),
+        Ok(Exit::Detached) => tracing::info!("detached; PostgreSQL goes on under its guard"),
+        Ok(Exit::Fatal(why)) => {
+            tracing::error!("{why}");
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => {
+            tracing::error!("{error:#}");
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn fault(error: anyhow::Error) -> Faults {
+    Faults(vec![format!("{error:#}")])
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "what was asked for on the command line"
+)]
+fn say(text: &str) {
+    print!("{text}");
+}

@@ -1,0 +1,155 @@
+//! Taking a changed configuration over while the node runs.
+
+use spilo_core::local::Local;
+use spilo_core::machine::Order;
+
+use crate::run::Running;
+use crate::{load, wiring};
+
+/// Reads the configuration again and applies what can be applied; a faulty one changes nothing.
+pub(crate) async fn reload(running: &mut Running) {
+    let parsed = match load::load(running.source.config.as_deref(), &running.source.env) {
+        Ok(parsed) => parsed,
+        Err(faults) => {
+            for fault in faults.0 {
+                tracing::error!("the configuration is not reloaded: {fault}");
+            }
+            return;
+        }
+    };
+    for warning in &parsed.warnings {
+        tracing::warn!("{warning}");
+    }
+    let later = fixed(&running.local, &parsed.local);
+    for key in &later {
+        tracing::warn!("{key}: changed, but takes effect only when the agent is started again");
+    }
+    let local = with_fixed_of(&running.local, parsed.local);
+    if let Err(error) = apply(running, &local).await {
+        tracing::error!("the configuration is not reloaded: {error:#}");
+        return;
+    }
+    running.local = local;
+    tracing::info!("the configuration is reloaded");
+}
+
+async fn apply(running: &mut Running, local: &Local) -> anyhow::Result<()> {
+    // What can fail comes first.
+    let api = wiring::api(local)?;
+    let postgres = wiring::postgres(local)?;
+    running.api.reconfigure(api)?;
+    if let Some(tls) = &running.tls {
+        // The same files, with certificates that may have been renewed.
+        tls.reload()?;
+    }
+    running.level.set(local.log.level);
+    if local.postgresql != running.local.postgresql {
+        running.server.configure(postgres);
+        running.handle.wake();
+    }
+    if local.tags != running.local.tags {
+        running.handle.order(Order::Tags(local.tags.clone())).await;
+    }
+    Ok(())
+}
+
+/// Names what has changed and cannot change while the node runs.
+fn fixed(old: &Local, new: &Local) -> Vec<&'static str> {
+    let mut changed = Vec::new();
+    let mut differs = |key, same: bool| {
+        if !same {
+            changed.push(key);
+        }
+    };
+    differs("scope", old.scope == new.scope);
+    differs("name", old.name == new.name);
+    differs("namespace", old.namespace == new.namespace);
+    differs("log.dir", old.log.dir == new.log.dir);
+    differs("log.type", old.log.format == new.log.format);
+    differs("restapi.listen", old.restapi.listen == new.restapi.listen);
+    differs(
+        "restapi.connect_address",
+        old.restapi.connect == new.restapi.connect,
+    );
+    differs("restapi.certfile", old.restapi.tls == new.restapi.tls);
+    differs("ctl", old.ctl == new.ctl);
+    differs("etcd3", old.etcd3 == new.etcd3);
+    let (old, new) = (&old.postgresql, &new.postgresql);
+    differs("postgresql.listen", old.listen == new.listen);
+    differs("postgresql.connect_address", old.connect == new.connect);
+    differs("postgresql.proxy_address", old.proxy == new.proxy);
+    differs("postgresql.data_dir", old.data_dir == new.data_dir);
+    differs("postgresql.config_dir", old.config_dir == new.config_dir);
+    differs("postgresql.bin_dir", old.bin_dir == new.bin_dir);
+    changed
+}
+
+/// Returns `new` with everything of `old` that [`fixed`] names.
+fn with_fixed_of(old: &Local, mut new: Local) -> Local {
+    new.scope = old.scope.clone();
+    new.name = old.name.clone();
+    new.namespace.clone_from(&old.namespace);
+    new.log.dir.clone_from(&old.log.dir);
+    new.log.format = old.log.format;
+    new.restapi.listen = old.restapi.listen.clone();
+    new.restapi.connect = old.restapi.connect.clone();
+    new.restapi.tls.clone_from(&old.restapi.tls);
+    new.ctl = old.ctl.clone();
+    new.etcd3.clone_from(&old.etcd3);
+    let (from, to) = (&old.postgresql, &mut new.postgresql);
+    to.listen = from.listen.clone();
+    to.connect = from.connect.clone();
+    to.proxy.clone_from(&from.proxy);
+    to.data_dir.clone_from(&from.data_dir);
+    to.config_dir.clone_from(&from.config_dir);
+    to.bin_dir.clone_from(&from.bin_dir);
+    new
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn local(change: impl FnOnce(&mut Value)) -> Local {
+        let mut document = json!({
+            "scope": "demo",
+            "name": "a",
+            "restapi": {"listen": "127.0.0.1:8008"},
+            "etcd3": {"host": "127.0.0.1"},
+            "postgresql": {"listen": "127.0.0.1:5432", "data_dir": "/srv/pg"},
+        });
+        change(&mut document);
+        Local::parse(document, &BTreeMap::new()).unwrap().local
+    }
+
+    #[test]
+    fn what_cannot_change_is_named_and_kept() {
+        let old = local(|_| {});
+        let new = local(|it| {
+            it["name"] = json!("b");
+            it["etcd3"]["host"] = json!("10.0.0.1");
+            it["postgresql"]["data_dir"] = json!("/srv/other");
+            it["postgresql"]["parameters"] = json!({"work_mem": "8MB"});
+            it["tags"] = json!({"zone": "x"});
+            it["log"] = json!({"level": "DEBUG"});
+        });
+        assert_eq!(fixed(&old, &new), ["name", "etcd3", "postgresql.data_dir"]);
+        let applied = with_fixed_of(&old, new);
+        assert_eq!(fixed(&old, &applied), [""; 0]);
+        assert_eq!(applied.name, old.name);
+        assert_eq!(Value::Object(applied.tags), json!({"zone": "x"}));
+        assert_eq!(
+            Value::Object(applied.postgresql.parameters),
+            json!({"work_mem": "8MB"})
+        );
+    }
+
+    #[test]
+    fn nothing_is_named_when_nothing_changed() {
+        assert_eq!(fixed(&local(|_| {}), &local(|_| {})), [""; 0]);
+    }
+}

@@ -1,0 +1,256 @@
+//! A node, from its configuration to its end.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use spilo_api::{Api, HttpPeers, ServerTls, serve};
+use spilo_core::agent::{Agent, AgentHandle, Backends};
+use spilo_core::local::{Local, Parsed};
+use spilo_core::machine::{Exit, Identity, Order};
+use spilo_core::status::Status;
+use spilo_core::{Clock, Cluster, Dcs, Peers};
+use spilo_dcs::Etcd;
+use spilo_pg::{BootClock, GuardKeeper, LocalServer};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::load::Env;
+use crate::logging::LevelHandle;
+use crate::notify::Notifier;
+use crate::{reload, wiring};
+
+/// Where the configuration came from, to read it again.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) env: Env,
+}
+
+/// Runs the node until it is told to stop or cannot go on.
+pub(crate) fn run(parsed: Parsed, source: Source, level: LevelHandle) -> Result<Exit> {
+    // The agent itself has a thread of its own; these carry its requests out.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the threads of the agent")?;
+    let exit = runtime.block_on(node(parsed.local, source, level));
+    // What blocks still (a look-up of a name, a file system that hangs) is not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    exit
+}
+
+/// What a reload works on.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub(crate) local: Local,
+    pub(crate) source: Source,
+    pub(crate) level: LevelHandle,
+    pub(crate) handle: AgentHandle,
+    pub(crate) server: Arc<LocalServer>,
+    pub(crate) api: Api,
+    pub(crate) tls: Option<ServerTls>,
+    pub(crate) notifier: Notifier,
+}
+
+async fn node(local: Local, source: Source, level: LevelHandle) -> Result<Exit> {
+    let notifier = Notifier::from_environment();
+    // Before anything else: the default of some of these is to end the process.
+    let mut signals = Signals::new()?;
+    let identity = wiring::identity(&local)?;
+    let listeners = wiring::listeners(&local.restapi.listen)?;
+    let tls = wiring::server_tls(&local)?;
+    let etcd3 = local.etcd3.as_ref().context("etcd3: is missing")?;
+    let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(wiring::etcd(&local, etcd3))?);
+    let peers: Arc<dyn Peers> = Arc::new(HttpPeers::new(wiring::peers(&local))?);
+    alone(&identity, dcs.as_ref(), peers.as_ref()).await?;
+
+    let clock: Arc<dyn Clock> = Arc::new(BootClock);
+    let postgres = wiring::postgres(&local)?;
+    let (keeper, server) =
+        GuardKeeper::start(wiring::guard(&local), postgres, clock.clone()).await?;
+    tracing::info!(
+        pid = keeper.client().pid(),
+        adopted = keeper.client().is_adopted(),
+        "guard"
+    );
+    let backends = Backends {
+        dcs,
+        postgres: Arc::clone(&server) as _,
+        guard: Arc::clone(&keeper) as _,
+        peers,
+        clock,
+    };
+    let (agent, handle) = Agent::new(identity, backends);
+    let api = Api::new(Arc::new(handle.clone()), wiring::api(&local)?)?;
+
+    let (stop, stopped) = watch::channel(false);
+    let mut serving = JoinSet::new();
+    for listener in listeners {
+        let mut stopped = stopped.clone();
+        let shutdown = async move {
+            // The sender ends with this function, which is a reason to stop as well.
+            stopped
+                .wait_for(|stopped| *stopped)
+                .await
+                .map(drop)
+                .unwrap_or_default();
+        };
+        serving.spawn(serve(listener, api.router(), tls.clone(), shutdown));
+    }
+    notifier.ready();
+    let mut running = Running {
+        local,
+        source,
+        level,
+        handle,
+        server,
+        api,
+        tls,
+        notifier,
+    };
+    let exit = attend(agent.run(), &mut running, &mut signals, &mut serving).await;
+    stop.send_replace(true);
+    while serving.join_next().await.is_some() {}
+    exit
+}
+
+/// Passes on what comes from outside until the agent has ended.
+async fn attend(
+    agent: impl Future<Output = Exit> + Send + 'static,
+    running: &mut Running,
+    signals: &mut Signals,
+    serving: &mut JoinSet<std::io::Result<()>>,
+) -> Result<Exit> {
+    let mut agents = JoinSet::new();
+    agents.spawn(agent);
+    let mut handle = running.handle.clone();
+    let mut told = String::new();
+    loop {
+        tokio::select! {
+            Some(ended) = agents.join_next() => match ended {
+                Ok(exit) => return Ok(exit),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+            order = signals.next() => obey(order, running).await,
+            Some(ended) = serving.join_next() => match ended {
+                // Without its API the node is invisible to load balancers and deaf to its peers.
+                Ok(Err(error)) => bail!("the REST API has ended: {error}"),
+                Ok(Ok(())) => bail!("the REST API has ended"),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
+            true = handle.changed() => {
+                let line = summary(&handle.status());
+                if line != told {
+                    running.notifier.status(&line);
+                    told = line;
+                }
+            }
+        }
+    }
+}
+
+async fn obey(asked: Asked, running: &mut Running) {
+    match asked {
+        Asked::Stop => {
+            tracing::info!("asked to stop: handing over and stopping PostgreSQL");
+            running.notifier.stopping();
+            running.handle.order(Order::Shutdown).await;
+        }
+        Asked::Detach => {
+            tracing::info!("asked to detach: PostgreSQL goes on under its guard");
+            running.notifier.stopping();
+            running.handle.order(Order::Detach).await;
+        }
+        Asked::Reload => {
+            running.notifier.reloading();
+            reload::reload(running).await;
+            running.notifier.ready();
+        }
+    }
+}
+
+/// Refuses to be the second of its name. A store that does not answer is no reason: the agent
+/// waits for it, and does nothing before it has come.
+async fn alone(identity: &Identity, dcs: &dyn Dcs, peers: &dyn Peers) -> Result<()> {
+    let snapshot = match dcs.read().await {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            tracing::warn!(%error, "the store does not answer yet");
+            return Ok(());
+        }
+    };
+    let cluster = Cluster::read(&snapshot, None);
+    let namesake = cluster
+        .members
+        .get(&identity.name)
+        .and_then(|member| member.api_url.clone());
+    match namesake {
+        // At our own address nobody else is: the port was free.
+        Some(url) if url != identity.api_url => match peers.ask(&url).await {
+            Ok(_) => Err(anyhow!(
+                "name: there is already a node named {} running, at {url}",
+                identity.name
+            )),
+            Err(_) => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Says in one line what the node is and why.
+fn summary(status: &Status) -> String {
+    let role = match (status.is_primary(), status.holds_lock) {
+        (true, true) => "primary",
+        (true, false) => "primary without the lock",
+        (false, true) => "holds the lock",
+        (false, false) => "replica",
+    };
+    let (rule, why) = &status.decision;
+    format!("{role}, {}; {rule}: {why}", status.state.as_str())
+}
+
+/// What signals ask for.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Stop,
+    Detach,
+    Reload,
+}
+
+#[derive(Debug)]
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    detach: Signal,
+    reload: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let take = |kind| signal(kind).context("cannot handle signals");
+        Ok(Self {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+            detach: take(SignalKind::user_defined1())?,
+            reload: take(SignalKind::hangup())?,
+        })
+    }
+
+    /// Returns what the next signal asks for.
+    ///
+    /// # Cancellation
+    /// Safe to drop: a signal that has come is not lost.
+    async fn next(&mut self) -> Asked {
+        tokio::select! {
+            _ = self.terminate.recv() => Asked::Stop,
+            _ = self.interrupt.recv() => Asked::Stop,
+            _ = self.detach.recv() => Asked::Detach,
+            _ = self.reload.recv() => Asked::Reload,
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! From settings to the options of each part of the library.
+
+use std::fs;
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use spilo_api::{Access, ApiOptions, PeerOptions, ServerTls, ServerTlsOptions};
+use spilo_core::DynamicConfig;
+use spilo_core::local::{Credentials, Etcd3, Listen, Local, Role, ServerTokens, VerifyClient};
+use spilo_core::machine::Identity;
+use spilo_dcs::EtcdOptions;
+use spilo_dcs::etcd::EtcdTls;
+use spilo_pg::{GuardOptions, LocalOptions};
+
+/// Returns who this node is.
+pub(crate) fn identity(local: &Local) -> Result<Identity> {
+    let seed = DynamicConfig::seed(&local.bootstrap.dcs);
+    let seed = seed.map_err(|problem| anyhow::anyhow!("bootstrap.dcs: {problem}"))?;
+    let scheme = if local.restapi.tls.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    let database = &local.postgresql.database;
+    let url = |address| format!("postgres://{address}/{database}");
+    Ok(Identity {
+        scope: local.scope.clone(),
+        name: local.name.clone(),
+        conn_url: url(&local.postgresql.connect),
+        api_url: format!("{scheme}://{}/patroni", local.restapi.connect),
+        proxy_url: local.postgresql.proxy.as_ref().map(url),
+        tags: local.tags.clone(),
+        bootstrap: Some(Arc::new(seed)),
+        fence_budget: FENCE_BUDGET,
+    })
+}
+
+/// Returns how etcd is reached.
+pub(crate) fn etcd(local: &Local, etcd3: &Etcd3) -> EtcdOptions {
+    let mut options = EtcdOptions::new(local.scope.clone(), etcd3.endpoints.iter().cloned());
+    options.namespace.clone_from(&local.namespace);
+    // A request that hangs must leave time for another one before the lease is over.
+    let ttl = DynamicConfig::seed(&local.bootstrap.dcs).map(|seed| seed.ttl);
+    options.request_timeout = ttl.unwrap_or(REQUEST * 4).div_f32(4.0).min(REQUEST);
+    options.user = etcd3
+        .credentials
+        .as_ref()
+        .map(|user| (user.username.clone(), user.password.expose().to_owned()));
+    options.tls = etcd3.tls.authorities.as_ref().map(|ca| {
+        let tls = EtcdTls::new(ca);
+        match &etcd3.tls.certificate {
+            Some(certificate) => {
+                let key = etcd3.tls.key.as_ref().unwrap_or(certificate);
+                tls.with_identity(certificate, key)
+            }
+            None => tls,
+        }
+    });
+    options
+}
+
+/// Returns the options of the server, run as the owner of its data if this process is root.
+pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
+    let from = &local.postgresql;
+    let mut options = LocalOptions::new(
+        local.scope.clone(),
+        local.name.clone(),
+        &from.data_dir,
+        from.listen.port,
+    );
+    options.config_dir.clone_from(&from.config_dir);
+    options.bin_dir.clone_from(&from.bin_dir);
+    options.listen_addresses = from.listen.hosts.join(",");
+    options.unix_socket_dir.clone_from(&from.unix_socket_dir);
+    options.database.clone_from(&from.database);
+    options.superuser = role(&from.superuser);
+    options.replication = role(&from.replication);
+    options.rewind = from.rewind.as_ref().map(role);
+    options.pgpass = from.pgpass.as_deref().map(expanded);
+    options.parameters = from.parameters.clone();
+    options.pg_hba.clone_from(&from.pg_hba);
+    options.pg_ident.clone_from(&from.pg_ident);
+    options.recovery_conf = from.recovery_conf.clone();
+    options.custom_conf.clone_from(&from.custom_conf);
+    let arguments = |options: &[spilo_core::local::ToolOption]| {
+        options
+            .iter()
+            .map(spilo_core::local::ToolOption::argument)
+            .collect()
+    };
+    options.initdb = arguments(&local.bootstrap.initdb);
+    options.basebackup = arguments(&from.basebackup);
+    options.bootstrap_pg_hba.clone_from(&local.bootstrap.pg_hba);
+    options
+        .post_bootstrap
+        .clone_from(&local.bootstrap.post_bootstrap);
+    options.pg_ctl_timeout = from.pg_ctl_timeout;
+    options.uid_gid = server_user(&from.data_dir)?;
+    Ok(options)
+}
+
+/// Returns where the guard lives: beside the data, so that one server cannot get two.
+pub(crate) fn guard(local: &Local) -> GuardOptions {
+    let mut name = local.postgresql.data_dir.clone().into_os_string();
+    name.push(".guard");
+    let mut options = GuardOptions::new(name);
+    options.program = beside_this_program("spilo-guard");
+    options
+}
+
+/// Returns a program that is installed in the directory of this one. The guard is a hundredth of
+/// the agent, and stays in memory for as long as the server runs.
+fn beside_this_program(name: &str) -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?.parent()?.join(name);
+    program.is_file().then_some(program)
+}
+
+/// Returns how other members are asked.
+///
+/// Patroni's agents check no certificate of a member that they ask. Where an authority is known
+/// this one does; the one of the own API is believed if `ctl` names none.
+pub(crate) fn peers(local: &Local) -> PeerOptions {
+    let (ctl, tls) = (&local.ctl, local.restapi.tls.as_ref());
+    let mut options = PeerOptions::default();
+    options.authentication = ctl
+        .credentials
+        .as_ref()
+        .or(local.restapi.credentials.as_ref())
+        .map(credentials);
+    let own_authorities = tls.and_then(|tls| tls.client_authorities.clone());
+    options.ca = ctl.tls.authorities.clone().or(own_authorities);
+    options.insecure = ctl.insecure || options.ca.is_none();
+    if ctl.tls.certificate.is_some() {
+        options.certificate.clone_from(&ctl.tls.certificate);
+        options.key.clone_from(&ctl.tls.key);
+    } else if let Some(tls) = tls {
+        options.certificate = Some(tls.certificate.clone());
+        options.key.clone_from(&tls.key);
+    }
+    options
+}
+
+/// Returns who may use the REST API, and how it answers.
+pub(crate) fn api(local: &Local) -> Result<ApiOptions> {
+    let from = &local.restapi;
+    let mut access = Access::default();
+    access.authentication = from.credentials.as_ref().map(credentials);
+    for entry in &from.allowlist {
+        access
+            .allowlist
+            .push(entry.parse().context("restapi.allowlist")?);
+    }
+    access.allowlist_include_members = from.allowlist_include_members;
+    let verify = from
+        .tls
+        .as_ref()
+        .map_or(VerifyClient::None, |tls| tls.verify_client);
+    access.certificate = verify != VerifyClient::None;
+    let mut options = ApiOptions::default();
+    options.access = access;
+    if from.server_tokens == ServerTokens::ProductOnly {
+        options.server = Some("spilo".to_owned());
+    }
+    options.headers.clone_from(&from.http_headers);
+    if from.tls.is_some() {
+        options.headers.extend(from.https_headers.iter().cloned());
+    }
+    Ok(options)
+}
+
+/// Reads the certificate of the REST API, if it has one.
+pub(crate) fn server_tls(local: &Local) -> Result<Option<ServerTls>> {
+    let Some(from) = &local.restapi.tls else {
+        return Ok(None);
+    };
+    let mut options = ServerTlsOptions::new(&from.certificate);
+    options.key.clone_from(&from.key);
+    options.ca.clone_from(&from.client_authorities);
+    options.verify_client = match from.verify_client {
+        VerifyClient::None => spilo_api::VerifyClient::None,
+        VerifyClient::Optional => spilo_api::VerifyClient::Optional,
+        VerifyClient::Required => spilo_api::VerifyClient::Required,
+    };
+    Ok(Some(ServerTls::load(options).context("restapi")?))
+}
+
+/// Opens the port of the REST API on every address that it is to be on.
+pub(crate) fn listeners(listen: &Listen) -> Result<Vec<TcpListener>> {
+    let open = |host: &String| {
+        let listened = match host.as_str() {
+            // Both families where the machine has both.
+            "*" => TcpListener::bind(("::", listen.port))
+                .or_else(|_| TcpListener::bind(("0.0.0.0", listen.port))),
+            host => TcpListener::bind((host, listen.port)),
+        };
+        listened.with_context(|| match host.as_str() {
+            host if host.contains(':') => format!("restapi.listen: [{host}]:{}", listen.port),
+            host => format!("restapi.listen: {host}:{}", listen.port),
+        })
+    };
+    listen.hosts.iter().map(open).collect()
+}
+
+/// Returns whom PostgreSQL has to run as: nobody else, or if this process is root, which
+/// PostgreSQL refuses to be, the owner of the data, or else the user `postgres`.
+pub(crate) fn server_user(data_dir: &Path) -> Result<Option<(u32, u32)>> {
+    if !nix::unistd::geteuid().is_root() {
+        return Ok(None);
+    }
+    match fs::metadata(data_dir) {
+        Ok(meta) if meta.uid() != 0 => return Ok(Some((meta.uid(), meta.gid()))),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let shown = data_dir.display();
+            return Err(error)
+                .with_context(|| format!("postgresql.data_dir: cannot look at {shown}"));
+        }
+        // A directory that root has made for it.
+        Ok(_) | Err(_) => {}
+    }
+    match nix::unistd::User::from_name("postgres") {
+        Ok(Some(user)) => Ok(Some((user.uid.as_raw(), user.gid.as_raw()))),
+        Ok(None) => bail!(
+            "PostgreSQL refuses to run as root, and there is no user postgres: start the agent as \
+             the user that is to own the data"
+        ),
+        Err(error) => Err(error).context("cannot look up the user postgres"),
+    }
+}
+
+fn role(role: &Role) -> spilo_pg::Credentials {
+    let password = role
+        .password
+        .as_ref()
+        .map(|password| password.expose().to_owned());
+    spilo_pg::Credentials::new(role.username.clone(), password)
+}
+
+fn credentials(from: &Credentials) -> spilo_api::Credentials {
+    spilo_api::Credentials {
+        username: from.username.clone(),
+        password: from.password.expose().to_owned(),
+    }
+}
+
+fn expanded(path: &Path) -> PathBuf {
+    match (path.strip_prefix("~"), std::env::home_dir()) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path.to_owned(),
+    }
+}
+
+/// What a fence takes at worst: the time before the end of the lease that nobody writes in.
+const FENCE_BUDGET: Duration = Duration::from_millis(250);
+
+/// What a request to etcd may take; a healthy etcd answers within milliseconds.
+const REQUEST: Duration = Duration::from_secs(2);

@@ -1,0 +1,285 @@
+//! Whole clusters of `spilo-agent`s on a real etcd and real PostgreSQL: what an operator does.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test that cannot go on may say so by panicking, and says what it measured"
+)]
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use spilo_benches::Cluster;
+use spilo_benches::writers::Writers;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_three_agents_are_up_and_stock_patronictl_works_on_them() {
+    let begun = Instant::now();
+    let cluster = Cluster::builder().ttl(10).start().await.unwrap();
+    let primary = cluster
+        .wait_streaming(2, LIMIT)
+        .await
+        .unwrap()
+        .name()
+        .to_owned();
+    println!(
+        "three nodes stream after {} ms",
+        begun.elapsed().as_millis()
+    );
+
+    let listed = cluster.patronictl(&["list"]).await.unwrap();
+    assert!(listed.contains(&format!("| {primary} ")), "{listed}");
+    assert_eq!(listed.matches("streaming").count(), 2, "{listed}");
+    assert_eq!(listed.matches("Leader").count(), 1, "{listed}");
+
+    let candidate = cluster
+        .nodes()
+        .iter()
+        .map(|n| n.name())
+        .find(|n| *n != primary)
+        .unwrap();
+    let arguments = [
+        "switchover",
+        cluster.scope(),
+        "--leader",
+        &primary,
+        "--candidate",
+        candidate,
+        "--force",
+    ];
+    let said = cluster.patronictl(&arguments).await.unwrap();
+    assert!(
+        said.contains(&format!("Successfully switched over to \"{candidate}\"")),
+        "{said}"
+    );
+    let now = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    assert_eq!(now.name(), candidate);
+
+    let history = cluster.patronictl(&["history"]).await.unwrap();
+    assert!(
+        history.contains("no recovery target specified"),
+        "{history}"
+    );
+    let config = cluster.patronictl(&["show-config"]).await.unwrap();
+    assert!(config.contains("failsafe_mode: true"), "{config}");
+    let edited = ["edit-config", "--force", "-p", "work_mem=7MB"];
+    cluster.patronictl(&edited).await.unwrap();
+    for node in cluster.nodes() {
+        until(|| async {
+            node.query_texts("SHOW work_mem")
+                .await
+                .is_ok_and(|t| t == ["7MB"])
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_f1_a_primary_that_is_cut_off_commits_nothing_past_its_lease() {
+    let report = spilo_benches::chaos::agent_frozen(3)
+        .repeat(1)
+        .run()
+        .await
+        .unwrap();
+    assert_eq!(report.violations(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_f7_a_node_frozen_past_its_lease_never_writes_again_and_rejoins() {
+    let cluster = Cluster::builder().ttl(3).start().await.unwrap();
+    let old = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    let writers = Writers::start(&cluster, old).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The whole node, its guard included: this is what a paused machine looks like.
+    let frozen: Vec<i32> = [old.agent_pid(), old.guard_pid()]
+        .into_iter()
+        .flatten()
+        .chain(old.server_pids())
+        .collect();
+    for pid in &frozen {
+        signal(*pid, Signal::SIGSTOP);
+    }
+    until(|| async {
+        cluster
+            .primary()
+            .await
+            .is_some_and(|p| p.name() != old.name())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let thawed = spilo_benches::clock::boot_ms();
+    for pid in &frozen {
+        signal(*pid, Signal::SIGCONT);
+    }
+    let new = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    assert_ne!(new.name(), old.name());
+    let written = writers.stop().await;
+    let late: Vec<_> = written
+        .acks
+        .iter()
+        .filter(|a| a.node == old.name() && a.at_ms > thawed + 1000)
+        .collect();
+    assert_eq!(
+        late.len(),
+        0,
+        "the old primary acknowledged writes after its thaw: {late:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_sigterm_on_the_primary_hands_over_and_loses_nothing() {
+    let cluster = Cluster::builder().ttl(10).start().await.unwrap();
+    let old = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    let writers = Writers::start(&cluster, old).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    old.signal_agent(Signal::SIGTERM).unwrap();
+    until(|| async {
+        cluster
+            .primary()
+            .await
+            .is_some_and(|p| p.name() != old.name())
+    })
+    .await;
+    until(|| async { old.agent_pid().is_none() && old.server_pids().is_empty() }).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let new = cluster.primary().await.expect("the successor stays");
+    let first = writers.first_seq();
+    let written = writers.stop().await;
+    let surviving = spilo_benches::writers::surviving(new, first).await.unwrap();
+    let lost = spilo_benches::analysis::lost(&written.acks, &surviving);
+    assert_eq!(lost, 0, "acknowledged rows were lost in a hand-over");
+    old.start_agent().unwrap();
+    cluster.wait_streaming(2, LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_detach_and_restart_leave_the_server_running_and_no_write_fails() {
+    let cluster = Cluster::builder().ttl(10).start().await.unwrap();
+    let primary = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    let postmaster = primary.postmaster_pid();
+    let writers = Writers::start(&cluster, primary).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let begun = spilo_benches::clock::boot_ms();
+    primary.signal_agent(Signal::SIGUSR1).unwrap();
+    until(|| async { primary.agent_pid().is_none() }).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    primary.start_agent().unwrap();
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let ended = spilo_benches::clock::boot_ms();
+    let written = writers.stop().await;
+    let failed =
+        spilo_benches::analysis::failed_writes(&written.failures, primary.name(), begun, ended);
+    assert_eq!(failed, 0);
+    assert_eq!(
+        primary.postmaster_pid(),
+        postmaster,
+        "the server was restarted"
+    );
+    assert_eq!(
+        cluster.primary().await.map(|p| p.name().to_owned()),
+        Some(primary.name().to_owned())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_f32_a_rewind_whose_source_dies_ends_in_a_healthy_replica() {
+    let cluster = Cluster::builder().ttl(3).start().await.unwrap();
+    let old = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    // Rows that no standby has: the standbys are frozen while they are written.
+    for node in cluster.nodes().iter().filter(|n| n.name() != old.name()) {
+        for pid in node.server_pids() {
+            signal(pid, Signal::SIGSTOP);
+        }
+    }
+    old.query_texts("CREATE TABLE diverged AS SELECT generate_series(1, 100000) AS n")
+        .await
+        .unwrap();
+    old.kill_everything();
+    for node in cluster.nodes().iter().filter(|n| n.name() != old.name()) {
+        for pid in node.server_pids() {
+            signal(pid, Signal::SIGCONT);
+        }
+    }
+    until(|| async {
+        cluster
+            .primary()
+            .await
+            .is_some_and(|p| p.name() != old.name())
+    })
+    .await;
+    let source = cluster.primary().await.expect("a successor");
+    old.start_agent().unwrap();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    source.kill_everything();
+    until(|| async {
+        cluster
+            .primary()
+            .await
+            .is_some_and(|p| p.name() != source.name())
+    })
+    .await;
+    source.start_agent().unwrap();
+    cluster.wait_streaming(2, LIMIT).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_f40_an_agent_killed_while_it_clones_leaves_no_orphan() {
+    let cluster = Cluster::builder().ttl(3).start().await.unwrap();
+    let primary = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    // Enough to copy that the copy is under way for a while.
+    let fill = "CREATE TABLE bulk AS SELECT repeat(md5(n::text), 40) AS t FROM generate_series(1, 300000) n";
+    primary.query_texts(fill).await.unwrap();
+    let node = cluster
+        .nodes()
+        .iter()
+        .find(|n| n.name() != primary.name())
+        .unwrap();
+    for pause in [150_u64, 450, 900] {
+        node.kill_everything();
+        std::fs::remove_dir_all(node.data_dir()).unwrap();
+        node.start_agent().unwrap();
+        until(|| async { node.data_dir().exists() && clones(node.dir()) > 0 }).await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        node.signal_agent(Signal::SIGKILL).unwrap();
+        until(|| async { clones(node.dir()) == 0 }).await;
+        let slots = "SELECT slot_name FROM pg_replication_slots WHERE temporary AND active";
+        until(|| async { primary.query_texts(slots).await.is_ok_and(|s| s.is_empty()) }).await;
+        node.start_agent().unwrap();
+        cluster
+            .wait_streaming(2, Duration::from_secs(60))
+            .await
+            .unwrap();
+    }
+}
+
+/// Counts the processes of pg_basebackup that work for a node.
+fn clones(dir: &std::path::Path) -> usize {
+    let dir = dir.to_string_lossy();
+    let is_clone = |entry: std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("pg_basebackup") && line.contains(dir.as_ref())
+    };
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .map(is_clone)
+        .filter(|yes| *yes)
+        .count()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    // A process that has ended in the meantime needs no signal.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap_or_default();
+}
+
+async fn until<F: Future<Output = bool>>(done: impl Fn() -> F) {
+    let limit = Instant::now() + LIMIT;
+    while !done().await {
+        assert!(Instant::now() < limit, "not within {LIMIT:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Far more than a healthy machine takes for anything here.
+const LIMIT: Duration = Duration::from_secs(90);

@@ -1,0 +1,209 @@
+//! What the daemon does with input that it cannot use: one clear error, and nothing changed.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on may say so by panicking"
+)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A machine with programs that only say their version, and a configuration that fits it.
+struct Machine {
+    dir: TempDir,
+    config: String,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("bin")).unwrap();
+        for name in [
+            "postgres",
+            "initdb",
+            "pg_basebackup",
+            "pg_controldata",
+            "pg_rewind",
+        ] {
+            let program = dir.path().join("bin").join(name);
+            fs::write(&program, "#!/bin/sh\necho 'postgres (PostgreSQL) 15.6'\n").unwrap();
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let root = dir.path().display();
+        let (restapi, postgresql) = (free_port(), free_port());
+        let config = format!(
+            "scope: demo
+name: a
+restapi: {{listen: '127.0.0.1:{restapi}'}}
+etcd3: {{host: '127.0.0.1:1'}}
+postgresql:
+  listen: 127.0.0.1:{postgresql}
+  data_dir: {root}/data
+  bin_dir: {root}/bin
+  authentication: {{superuser: {{password: s3cret}}, replication: {{password: s3cret}}}}
+"
+        );
+        Self { dir, config }
+    }
+
+    /// Starts the daemon for good, with `config`; it must not come far enough to stay.
+    fn start(&self, config: &str) -> Output {
+        self.run(config, &[])
+    }
+
+    fn run(&self, config: &str, arguments: &[&str]) -> Output {
+        fs::write(self.path("agent.yml"), config).unwrap();
+        Command::new(env!("CARGO_BIN_EXE_spilo-agent"))
+            .args(arguments)
+            .arg(self.path("agent.yml"))
+            .env_clear()
+            .output()
+            .unwrap()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn files(&self) -> BTreeSet<PathBuf> {
+        fn walk(dir: &Path, found: &mut BTreeSet<PathBuf>) {
+            for entry in fs::read_dir(dir).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    walk(&path, found);
+                }
+                found.insert(path);
+            }
+        }
+        let mut found = BTreeSet::new();
+        walk(self.dir.path(), &mut found);
+        found.remove(&self.path("agent.yml"));
+        found
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn input_that_cannot_be_used_gives_one_clear_error_and_changes_nothing() {
+    let machine = Machine::new();
+    let (good, files) = (&machine.config, machine.files());
+    let file = machine.path("agent.yml").display().to_string();
+    for (config, error) in [
+        (
+            format!("{good}tags: [1"),
+            format!("{file}: did not find expected ',' or ']' at line 11 column 1, while parsing a flow sequence at line 10 column 7"),
+        ),
+        (good.replace("scope: demo\n", ""), "scope: is missing".to_owned()),
+        (
+            good.replace("name: a", "name: [a]"),
+            "name: must be text (in quotes, if YAML takes it for something else), found a list"
+                .to_owned(),
+        ),
+        (
+            good.replace("  data_dir", "  datadir: /x\n  data_dir"),
+            "postgresql.datadir: unknown key; did you mean `postgresql.data_dir`?".to_owned(),
+        ),
+        (
+            format!("{good}tags: {{nofailover: true}}"),
+            "tags.nofailover: decides who may be promoted, and is not built: remove it, or run \
+             this node with Patroni"
+                .to_owned(),
+        ),
+        (
+            format!("{good}bootstrap: {{dcs: {{synchronous_mode: on}}}}"),
+            "bootstrap.dcs.synchronous_mode: decides who may write or be promoted, and is not built"
+                .to_owned(),
+        ),
+    ] {
+        let output = machine.start(&config);
+        assert_eq!(text(&output.stderr), format!("spilo-agent: {error}\n"));
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert_eq!(machine.files(), files, "{error}");
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_fit_gives_one_clear_error_and_stays_as_it_was() {
+    let refused = |machine: &Machine, config: &str, error: String| {
+        let files = machine.files();
+        let output = machine.start(config);
+        assert_eq!(text(&output.stderr), format!("spilo-agent: {error}\n"));
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert_eq!(machine.files(), files, "{error}");
+    };
+
+    let machine = Machine::new();
+    let root = machine.dir.path().display();
+    fs::remove_file(machine.path("bin/pg_basebackup")).unwrap();
+    let error = format!("postgresql.bin_dir: no program pg_basebackup in {root}/bin");
+    refused(&machine, &machine.config, error);
+
+    let machine = Machine::new();
+    let root = machine.dir.path().display();
+    fs::create_dir(machine.path("data")).unwrap();
+    fs::write(machine.path("data/PG_VERSION"), "13\n").unwrap();
+    let error = format!(
+        "postgresql.data_dir: {root}/data is of PostgreSQL 13, and {root}/bin/postgres is \
+         PostgreSQL 15"
+    );
+    refused(&machine, &machine.config, error);
+
+    let machine = Machine::new();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let config = format!("{}restapi: {{listen: '127.0.0.1:{port}'}}", {
+        let lines = machine
+            .config
+            .lines()
+            .filter(|line| !line.starts_with("restapi"));
+        lines.fold(String::new(), |all, line| all + line + "\n")
+    });
+    let error = format!("restapi.listen: the port {port} of 127.0.0.1 is taken by another program");
+    refused(&machine, &config, error);
+}
+
+#[test]
+fn a_valid_configuration_is_ok_and_its_warnings_are_shown() {
+    let machine = Machine::new();
+    let files = machine.files();
+    let config = format!("{}watchdog: {{mode: automatic}}", machine.config);
+    let output = machine.run(&config, &["--validate-config"]);
+    assert_eq!(text(&output.stdout), "OK\n");
+    assert_eq!(
+        text(&output.stderr),
+        "warning: watchdog.mode: has no effect: no watchdog device is opened; the guard alone ends \
+         writes in time\n"
+    );
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(machine.files(), files);
+}
+
+#[test]
+fn the_configuration_is_printed_without_its_secrets() {
+    let machine = Machine::new();
+    let output = machine.run(&machine.config, &["--print"]);
+    let shown = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(
+        shown.contains("scope: demo") && shown.contains("password: '***'"),
+        "{shown}"
+    );
+    assert!(!shown.contains("s3cret"), "{shown}");
+}

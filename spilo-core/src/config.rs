@@ -1,0 +1,417 @@
+//! The dynamic configuration: what the cluster agreed on, in the store's `config` key.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+/// The settings of a cluster, typed where a decision depends on them.
+///
+/// A key that is absent has Patroni's meaning, because the document may be a Patroni cluster's;
+/// the node that bootstraps a cluster writes spilo's own defaults into it explicitly
+/// ([`DynamicConfig::seed`]).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct DynamicConfig {
+    /// How long the lock outlives its holder's last renewal. At least three seconds.
+    pub ttl: Duration,
+    /// How often to look around although nothing seems to happen.
+    pub loop_wait: Duration,
+    /// How long a request to the store may be tried.
+    pub retry_timeout: Duration,
+    /// How far behind the last known position of the leader a candidate may be, in bytes.
+    pub maximum_lag_on_failover_bytes: u64,
+    /// How long a crashed primary may take to start before it fails over; zero fails over at once.
+    pub primary_start_timeout: Duration,
+    /// Whether a primary may stay one without the store, if all members consent.
+    pub failsafe_mode: bool,
+    /// Whether a candidate must be on the cluster's latest timeline.
+    pub check_timeline: bool,
+    /// How many entries the `history` key keeps; zero keeps all.
+    pub max_timelines_history: usize,
+    /// How long the slot of a member that is gone is kept; zero drops it with the member.
+    pub member_slots_ttl: Duration,
+    /// Whether each member streams from a slot of its own.
+    pub use_slots: bool,
+    /// Whether a diverged server may be mended with pg_rewind.
+    pub use_pg_rewind: bool,
+    /// Whether a data directory that rewind cannot mend is replaced by a new copy.
+    pub reclone_when_rewind_fails: bool,
+    /// Whether a diverged data directory is replaced by a new copy without trying a rewind.
+    pub reclone_when_diverged: bool,
+    /// Settings that decide who may write or be promoted and that this version does not have.
+    /// While any is in force a node does not take the lock.
+    pub unsupported: Vec<String>,
+    /// Values that had to be changed to be usable, each with why.
+    pub adjusted: Vec<String>,
+    /// The whole document, unknown keys included.
+    pub raw: Map<String, Value>,
+}
+
+impl DynamicConfig {
+    /// Reads the document.
+    ///
+    /// # Errors
+    /// A value of a wrong type in a key that matters; the text names it. The caller keeps the
+    /// last good configuration.
+    pub fn parse(raw: Map<String, Value>) -> Result<Self, String> {
+        let mut adjusted = Vec::new();
+        let keys = Reader {
+            map: &raw,
+            prefix: "",
+        };
+        let empty = Map::new();
+        let postgresql = match raw.get("postgresql") {
+            None | Some(Value::Null) => &empty,
+            Some(Value::Object(map)) => map,
+            Some(other) => return Err(format!("postgresql: wanted an object, found {other}")),
+        };
+        let pg = Reader {
+            map: postgresql,
+            prefix: "postgresql.",
+        };
+        let ttl = at_least(keys.seconds(&["ttl"], 30)?, TTL_FLOOR, "ttl", &mut adjusted);
+        let second = Duration::from_secs(1);
+        let loop_wait = at_least(
+            keys.seconds(&["loop_wait"], 10)?,
+            second,
+            "loop_wait",
+            &mut adjusted,
+        );
+        let retry = keys.seconds(&["retry_timeout"], 10)?;
+        let unsupported = unsupported(&raw)?;
+        let start_timeout = ["primary_start_timeout", "master_start_timeout"];
+        let config = Self {
+            ttl,
+            loop_wait,
+            retry_timeout: at_least(retry, second, "retry_timeout", &mut adjusted),
+            maximum_lag_on_failover_bytes: keys.integer(&["maximum_lag_on_failover"], 1_048_576)?,
+            primary_start_timeout: keys.seconds(&start_timeout, 300)?,
+            failsafe_mode: keys.flag(&["failsafe_mode"], false)?,
+            check_timeline: keys.flag(&["check_timeline"], false)?,
+            max_timelines_history: usize::try_from(keys.integer(&["max_timelines_history"], 0)?)
+                .unwrap_or(usize::MAX),
+            member_slots_ttl: keys.seconds(&["member_slots_ttl"], 1800)?,
+            use_slots: pg.flag(&["use_slots"], true)?,
+            use_pg_rewind: pg.flag(&["use_pg_rewind"], false)?,
+            reclone_when_rewind_fails: pg
+                .flag(&["remove_data_directory_on_rewind_failure"], false)?,
+            reclone_when_diverged: pg
+                .flag(&["remove_data_directory_on_diverged_timelines"], false)?,
+            unsupported,
+            adjusted,
+            raw: Map::new(),
+        };
+        Ok(Self { raw, ..config })
+    }
+
+    /// Returns the document that a bootstrap starts with: what `bootstrap.dcs` says, and spilo's
+    /// defaults for what it does not say.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), of the resulting document.
+    pub fn seed(bootstrap: &Map<String, Value>) -> Result<Self, String> {
+        let mut raw = match defaults() {
+            Value::Object(map) => map,
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Array(_) => Map::new(),
+        };
+        patch(&mut raw, bootstrap);
+        Self::parse(raw)
+    }
+
+    /// Returns the `postgresql` section, empty if there is none.
+    pub fn postgresql(&self) -> Map<String, Value> {
+        self.raw
+            .get("postgresql")
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// Returns the configuration of a cluster whose `config` key is absent.
+    pub fn absent() -> Self {
+        Self::parse(Map::new()).expect("an empty document has no value of a wrong type")
+    }
+}
+
+/// Merges `change` into `config`: objects recursively, `null` removes, anything else replaces.
+pub fn patch(config: &mut Map<String, Value>, change: &Map<String, Value>) {
+    for (key, value) in change {
+        match value {
+            Value::Null => {
+                config.shift_remove(key);
+            }
+            Value::Object(inner) => {
+                if !matches!(config.get(key), Some(Value::Object(_))) {
+                    config.insert(key.clone(), Value::Object(Map::new()));
+                }
+                if let Some(Value::Object(target)) = config.get_mut(key) {
+                    patch(target, inner);
+                }
+            }
+            Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => {
+                config.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// Reads a boolean by Patroni's rule: `on/true/yes/1` and `off/false/no/0` in any case.
+pub fn boolean(value: &Value) -> Option<bool> {
+    let text = match value {
+        Value::Bool(flag) => return Some(*flag),
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_ascii_lowercase(),
+        Value::Null | Value::Array(_) | Value::Object(_) => return None,
+    };
+    match text.as_str() {
+        "on" | "true" | "yes" | "1" => Some(true),
+        "off" | "false" | "no" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// Reads a span of time: a number of seconds, or a number with one of PostgreSQL's units.
+pub fn span(value: &Value) -> Option<Duration> {
+    let text = match value {
+        Value::Number(number) => number.to_string(),
+        Value::String(text) => text.trim().to_owned(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => return None,
+    };
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let number: f64 = text[..digits].parse().ok()?;
+    let seconds = match text[digits..].trim() {
+        "" | "s" => number,
+        "us" => number / 1e6,
+        "ms" => number / 1e3,
+        "min" => number * 60.0,
+        "h" => number * 3600.0,
+        "d" => number * 86400.0,
+        _ => return None,
+    };
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+/// Reads a whole number of zero or more, also as text.
+pub fn whole(value: &Value) -> Option<u64> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => text.trim().parse().ok(),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    }
+}
+
+struct Reader<'a> {
+    map: &'a Map<String, Value>,
+    prefix: &'static str,
+}
+
+impl Reader<'_> {
+    fn seconds(&self, names: &[&str], default: u64) -> Result<Duration, String> {
+        self.value(
+            names,
+            span,
+            "a number of seconds",
+            Duration::from_secs(default),
+        )
+    }
+
+    fn integer(&self, names: &[&str], default: u64) -> Result<u64, String> {
+        self.value(names, whole, "a whole number of zero or more", default)
+    }
+
+    fn flag(&self, names: &[&str], default: bool) -> Result<bool, String> {
+        self.value(names, boolean, "a boolean", default)
+    }
+
+    fn value<T>(
+        &self,
+        names: &[&str],
+        read: impl Fn(&Value) -> Option<T>,
+        wanted: &str,
+        default: T,
+    ) -> Result<T, String> {
+        for name in names {
+            match self.map.get(*name) {
+                None | Some(Value::Null) => {}
+                Some(value) => {
+                    return read(value).ok_or_else(|| {
+                        format!("{}{name}: wanted {wanted}, found {value}", self.prefix)
+                    });
+                }
+            }
+        }
+        Ok(default)
+    }
+}
+
+fn at_least(value: Duration, floor: Duration, name: &str, adjusted: &mut Vec<String>) -> Duration {
+    if value < floor {
+        adjusted.push(format!(
+            "{name}: {value:?} is below the least of {floor:?}, which is used"
+        ));
+    }
+    value.max(floor)
+}
+
+fn unsupported(raw: &Map<String, Value>) -> Result<Vec<String>, String> {
+    let mut found = Vec::new();
+    let on = |value: &Value| match value {
+        Value::Null => false,
+        Value::Object(map) => !map.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        other => boolean(other) != Some(false),
+    };
+    for name in UNSUPPORTED {
+        if raw.get(*name).is_some_and(on) {
+            found.push((*name).to_owned());
+        }
+    }
+    for name in UNSUPPORTED_ABOVE_ZERO {
+        if let Some(value) = raw.get(*name).filter(|v| !v.is_null()) {
+            let span = span(value)
+                .ok_or_else(|| format!("{name}: wanted a number of seconds, found {value}"))?;
+            if !span.is_zero() {
+                found.push((*name).to_owned());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn defaults() -> Value {
+    json!({
+        "ttl": 10,
+        "loop_wait": 10,
+        "retry_timeout": 3,
+        "maximum_lag_on_failover": 1_048_576,
+        "failsafe_mode": true,
+        "check_timeline": true,
+        "postgresql": {
+            "use_slots": true,
+            "use_pg_rewind": true,
+            "remove_data_directory_on_rewind_failure": true,
+            "parameters": {
+                "wal_log_hints": "on",
+                "wal_retrieve_retry_interval": "100ms",
+                "password_encryption": "scram-sha-256"
+            }
+        }
+    })
+}
+
+/// Below this the margins of the lease leave no time to write in.
+const TTL_FLOOR: Duration = Duration::from_secs(3);
+
+/// Settings that change who may write or be promoted. A node that ignored one could promote the
+/// wrong server, so it names them instead.
+const UNSUPPORTED: &[&str] = &[
+    "synchronous_mode",
+    "synchronous_mode_strict",
+    "pause",
+    "standby_cluster",
+    "permanent_replication_slots",
+    "permanent_slots",
+    "slots",
+    "ignore_slots",
+];
+
+const UNSUPPORTED_ABOVE_ZERO: &[&str] = &["primary_race_backoff"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(value: Value) -> Result<DynamicConfig, String> {
+        match value {
+            Value::Object(map) => DynamicConfig::parse(map),
+            other => panic!("{other} is no object"),
+        }
+    }
+
+    #[test]
+    fn an_absent_key_has_patronis_meaning() {
+        let config = DynamicConfig::absent();
+        assert_eq!(config.ttl, Duration::from_secs(30));
+        assert!(!config.failsafe_mode);
+        assert!(!config.check_timeline);
+        assert!(config.use_slots);
+    }
+
+    #[test]
+    fn a_seed_writes_our_defaults_out() {
+        let Value::Object(bootstrap) =
+            json!({"ttl": 5, "postgresql": {"parameters": {"wal_log_hints": null}}})
+        else {
+            unreachable!()
+        };
+        let config = DynamicConfig::seed(&bootstrap).unwrap();
+        assert_eq!(config.ttl, Duration::from_secs(5));
+        assert!(config.failsafe_mode);
+        assert_eq!(config.raw["loop_wait"], json!(10));
+        assert_eq!(
+            config.raw["postgresql"]["parameters"].get("wal_log_hints"),
+            None
+        );
+    }
+
+    #[test]
+    fn a_setting_that_is_not_built_is_named() {
+        let config = parse(json!({"synchronous_mode": "quorum", "pause": false, "slots": {}, "primary_race_backoff": 5})).unwrap();
+        assert_eq!(
+            config.unsupported,
+            ["synchronous_mode", "primary_race_backoff"]
+        );
+    }
+
+    #[test]
+    fn a_wrong_type_is_named_and_refused() {
+        for (value, says) in [
+            (
+                json!({"ttl": "soon"}),
+                "ttl: wanted a number of seconds, found \"soon\"",
+            ),
+            (
+                json!({"postgresql": 3}),
+                "postgresql: wanted an object, found 3",
+            ),
+            (
+                json!({"postgresql": {"use_slots": "maybe"}}),
+                "postgresql.use_slots: wanted a boolean, found \"maybe\"",
+            ),
+            (
+                json!({"maximum_lag_on_failover": -1}),
+                "maximum_lag_on_failover: wanted a whole number of zero or more, found -1",
+            ),
+        ] {
+            assert_eq!(parse(value).unwrap_err(), says);
+        }
+    }
+
+    #[test]
+    fn a_ttl_below_the_floor_is_raised_and_said() {
+        let config = parse(json!({"ttl": 1})).unwrap();
+        assert_eq!(config.ttl, Duration::from_secs(3));
+        assert_eq!(config.adjusted.len(), 1);
+    }
+
+    #[test]
+    fn spans_take_postgres_units() {
+        for (value, millis) in [
+            (json!("30min"), 1_800_000),
+            (json!(5), 5000),
+            (json!("250ms"), 250),
+            (json!("1.5s"), 1500),
+        ] {
+            assert_eq!(span(&value), Some(Duration::from_millis(millis)), "{value}");
+        }
+        for value in [json!("5 parsecs"), json!(""), json!(true), json!("-1")] {
+            assert_eq!(span(&value), None, "{value}");
+        }
+    }
+}

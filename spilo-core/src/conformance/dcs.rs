@@ -1,0 +1,152 @@
+//! The conformance suite of a [`Dcs`].
+//!
+//! A backend is described by a [`Laboratory`]: a store of its own for each test, any number of
+//! nodes that use it, and the two things that a test does behind their backs.
+//! [`dcs_conformance!`](crate::dcs_conformance) makes the tests.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::dcs::{Dcs, DcsError, DcsErrorKind, Key, Lease, RawSnapshot};
+use crate::ids::MemberName;
+
+pub mod documents;
+pub mod lock;
+pub mod unknown;
+mod waiting;
+
+/// One cluster in one store, for one test.
+#[async_trait]
+pub trait Laboratory: Send + Sync + fmt::Debug {
+    /// Returns a new handle, as another process would have it.
+    async fn node(&self) -> Arc<dyn Dcs>;
+
+    /// Lets time pass on the store's clock.
+    async fn sleep(&self, span: Duration);
+
+    /// Returns the time on a clock that goes with [`sleep`](Self::sleep).
+    fn elapsed(&self) -> Duration;
+
+    /// Deletes the leader key, as somebody with the store's own command line would.
+    async fn delete_leader_key(&self);
+}
+
+/// Makes one `#[tokio::test]` of each property of [`conformance::dcs`](crate::conformance::dcs).
+///
+/// The argument is an async expression of a [`Laboratory`](crate::conformance::dcs::Laboratory);
+/// it is evaluated in each test, so a paused clock is paused in there.
+///
+/// # Examples
+/// ```no_run
+/// # use spilo_core::conformance::dcs::Laboratory;
+/// async fn laboratory() -> Box<dyn Laboratory> {
+///     unimplemented!("start a store")
+/// }
+/// # mod tests { use super::*;
+/// spilo_core::dcs_conformance!(super::laboratory());
+/// # }
+/// ```
+#[macro_export]
+macro_rules! dcs_conformance {
+    ($laboratory:expr) => {
+        $crate::dcs_conformance!(@each $laboratory;
+            lock: one_of_twenty_racing_acquirers_wins,
+            lock: a_renewed_lease_is_kept,
+            lock: a_lease_that_nobody_renews_ends_at_its_ttl_and_not_before,
+            lock: a_later_holding_has_a_greater_epoch,
+            lock: a_deleted_leader_key_is_seen_and_frees_the_lock,
+            lock: a_release_leaves_its_record_in_the_same_revision,
+            lock: only_the_exact_secret_succeeds,
+            lock: the_end_of_a_lease_is_proven_only_when_it_has_ended,
+            lock: what_is_left_of_a_lease_is_never_overstated,
+            lock: a_claim_to_initialize_goes_with_its_lease,
+            documents: a_deposed_leader_cannot_write,
+            documents: a_write_is_done_only_as_expected,
+            documents: a_snapshot_is_of_one_revision,
+            documents: any_bytes_come_back_unharmed,
+            documents: a_member_record_vanishes_when_it_is_not_announced,
+            documents: a_change_wakes_a_watcher,
+            unknown: f18_an_abandoned_acquire_is_settled,
+            unknown: f18_an_abandoned_succession_is_settled,
+        );
+    };
+    (@each $laboratory:expr; $($noun:ident: $property:ident,)*) => {
+        $(
+            #[tokio::test]
+            async fn $property() {
+                let laboratory = $laboratory.await;
+                $crate::conformance::dcs::$noun::$property(&*laboratory).await;
+            }
+        )*
+    };
+}
+
+/// The shortest lease that the store honours.
+fn shortest(dcs: &dyn Dcs) -> Duration {
+    dcs.capabilities().ttl_min
+}
+
+fn name(text: &str) -> MemberName {
+    MemberName::new(text).expect("the suite's names are valid")
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+async fn snapshot(dcs: &dyn Dcs) -> RawSnapshot {
+    dcs.read().await.expect("a healthy store is read")
+}
+
+async fn acquired(dcs: &dyn Dcs, me: &str, ttl: Duration) -> Lease {
+    dcs.acquire(&name(me), ttl)
+        .await
+        .expect("a free lock is acquired")
+}
+
+fn kind<T>(result: Result<T, DcsError>) -> Result<T, DcsErrorKind> {
+    result.map_err(|error| error.kind())
+}
+
+/// Asserts that the lock is held by exactly this lease.
+fn assert_holds(snapshot: &RawSnapshot, me: &str, lease: &Lease) {
+    let leader = snapshot.leader.as_ref().expect("the leader key is there");
+    assert_eq!((&leader.name, leader.epoch), (&bytes(me), lease.epoch));
+}
+
+/// Waits until the lock is free, and fails if that takes longer after `from` than the store may
+/// take; returns a time at which it was free.
+async fn until_free(
+    laboratory: &dyn Laboratory,
+    dcs: &dyn Dcs,
+    from: Duration,
+    ttl: Duration,
+) -> Duration {
+    let latest = from + ttl + dcs.capabilities().release_slack + MARGIN;
+    while snapshot(dcs).await.leader.is_some() {
+        assert!(
+            laboratory.elapsed() < latest,
+            "the lock of a dead holder is free after its ttl"
+        );
+        laboratory.sleep(STEP).await;
+    }
+    laboratory.elapsed()
+}
+
+/// Returns the bytes of a document.
+fn value(snapshot: &RawSnapshot, key: Key) -> Option<Bytes> {
+    snapshot
+        .documents
+        .get(&key)
+        .map(|entry| entry.value.clone())
+}
+
+/// How often a property looks while it waits.
+const STEP: Duration = Duration::from_millis(50);
+
+/// What a busy machine may take on top of what the store promises.
+const MARGIN: Duration = Duration::from_secs(2);

@@ -1,0 +1,145 @@
+//! A data directory that is empty or half made: make a new cluster, or a copy of the leader.
+
+use super::{Action, Decision, Rule, View, race, safety};
+use crate::cluster::Initialize;
+use crate::machine::LeaseRequest;
+use crate::pg::{DataDir, PgOp, PgOpKind, StartRole};
+
+pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
+    let disposable = match &view.pg()?.data {
+        DataDir::Empty | DataDir::Unfinished(_) => true,
+        // Bootstrapped here, and then another cluster took the name: nobody saw this one.
+        DataDir::Ready(control) => control.provisional && is_foreign(view),
+        DataDir::Unreadable { .. } => false,
+    };
+    if !disposable {
+        return None;
+    }
+    Some(if view.is_holder() {
+        holding(view)
+    } else if view.leader_is_other() {
+        copy(view)
+    } else {
+        race_to_bootstrap(view)
+    })
+}
+
+fn holding(view: &View<'_>) -> Decision {
+    let initialize = view.cluster().map(|c| &c.initialize);
+    let epoch = view.lease().map(|lease| lease.epoch);
+    let claimed = epoch.is_some() && view.facts.claimed == epoch;
+    match (initialize, view.lease(), &view.me.bootstrap) {
+        (_, Some(_), Some(config)) if claimed => {
+            if let Some(failure) = view.backing_off(PgOpKind::Bootstrap) {
+                return safety::release(view, Rule::BootstrapFailed, &failure.text);
+            }
+            if !view.is_armed_for(view.lease().map(|l| l.ttl / 4).unwrap_or_default()) {
+                return Decision::wait(Rule::AwaitGuard, "the guard is not armed yet");
+            }
+            let op = PgOp::Bootstrap {
+                config: config.clone(),
+            };
+            Decision::run(Rule::Bootstrap, op, format!("{} is new", view.me.scope))
+        }
+        (Some(Initialize::Absent), Some(lease), Some(_)) => {
+            let request = LeaseRequest::Claim(lease.clone());
+            Decision::new(
+                Rule::ClaimInitialize,
+                Action::Lease(request),
+                "nobody has bootstrapped",
+            )
+        }
+        _ => safety::release(view, Rule::ReleaseEmpty, "there is no data to lead with"),
+    }
+}
+
+fn copy(view: &View<'_>) -> Decision {
+    let leader = view.leader_name();
+    if let Some(failure) = view.backing_off(PgOpKind::Clone) {
+        return Decision::wait(Rule::CloneFailed, failure.text.clone());
+    }
+    let Some(from) = view.upstream().filter(|_| view.leader_serves()) else {
+        return Decision::wait(Rule::AwaitSource, format!("{leader} does not serve yet"));
+    };
+    let replace = view
+        .control()
+        .filter(|c| c.provisional)
+        .map(|c| c.system_id);
+    if !view.is_down() {
+        return Decision::run(Rule::StopDiverged, PgOp::Stop, "it is replaced by a copy");
+    }
+    Decision::run(
+        Rule::Clone,
+        PgOp::Clone { from, replace },
+        format!("from {leader}"),
+    )
+}
+
+fn race_to_bootstrap(view: &View<'_>) -> Decision {
+    let Some(cluster) = view.cluster() else {
+        return Decision::wait(Rule::StoreUnknown, "the store has not answered yet");
+    };
+    if !view.is_down() {
+        return Decision::run(
+            Rule::StopServer,
+            PgOp::Stop,
+            "its data directory is not whole",
+        );
+    }
+    match cluster.initialize {
+        Initialize::Absent => {}
+        Initialize::Claimed => {
+            return Decision::wait(
+                Rule::AwaitBootstrap,
+                "another node has claimed the bootstrap",
+            );
+        }
+        Initialize::Known(_) | Initialize::Invalid => {
+            return Decision::wait(Rule::AwaitSource, "there is no leader to copy");
+        }
+    }
+    if let Some(DataDir::Unfinished(op @ (PgOpKind::Clone | PgOpKind::Rewind))) =
+        view.pg().map(|pg| &pg.data)
+    {
+        let why = format!("the data directory was being made by {op}, so that there is a cluster");
+        return Decision::wait(Rule::AwaitSource, why);
+    }
+    let Some(seed) = &view.me.bootstrap else {
+        let why = "the cluster is new and this node has no bootstrap section";
+        return Decision::wait(Rule::NoBootstrap, why);
+    };
+    if !seed.unsupported.is_empty() {
+        let names = seed.unsupported.join(", ");
+        let why =
+            format!("bootstrap.dcs has {names}, which this version does not know how to honour");
+        return Decision::wait(Rule::Unsupported, why);
+    }
+    // The keys of a store that was wiped say nothing; members with data do.
+    if let Some(member) = cluster.members.values().find(|m| m.position().is_some()) {
+        let why = format!("{} has data already", member.name);
+        return Decision::wait(Rule::AwaitSource, why);
+    }
+    if let Some(failure) = view.backing_off(PgOpKind::Bootstrap) {
+        return Decision::wait(Rule::BootstrapFailed, failure.text.clone());
+    }
+    race::forbidden(view).unwrap_or_else(|| {
+        let request = LeaseRequest::Acquire(seed.ttl);
+        Decision::new(
+            Rule::BootstrapRace,
+            Action::Lease(request),
+            "the cluster is new",
+        )
+    })
+}
+
+fn is_foreign(view: &View<'_>) -> bool {
+    match (view.cluster().map(|c| &c.initialize), view.control()) {
+        (Some(Initialize::Known(theirs)), Some(control)) => *theirs != control.system_id,
+        _ => false,
+    }
+}
+
+/// As what a server without a leader to follow is started.
+pub(super) fn alone() -> StartRole {
+    StartRole::Standby { upstream: None }
+}

@@ -1,0 +1,269 @@
+//! Another node holds the lock, and this one has data.
+
+use std::time::Duration;
+
+use super::{Action, Decision, Rule, View, holding};
+use crate::history::History;
+use crate::pg::{Control, ControlState, PgErrorKind, PgOp, PgOpKind, Role, Server, StartRole};
+
+pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
+    let control = view.control()?;
+    Some(match &view.pg()?.server {
+        Server::Down => restart(view, control),
+        Server::Running(_) => follow(view),
+        Server::Busy { saying, .. } => {
+            if let Some(decision) = diverged_while_busy(view) {
+                return Some(decision);
+            }
+            Decision::wait(Rule::AwaitStandby, saying.clone())
+        }
+        Server::Hung { .. } => {
+            let spent = view.now().since(view.facts.server_since);
+            let why = format!("it has not answered for {} s", spent.as_secs());
+            if spent >= HUNG_PATIENCE {
+                return Some(Decision::new(Rule::FenceHungStandby, Action::Fence, why));
+            }
+            Decision::wait(Rule::AwaitStandby, why)
+        }
+    })
+}
+
+fn restart(view: &View<'_>, control: &Control) -> Decision {
+    match view.is_diverged() {
+        Some(true) => return mend(view, control),
+        // A server that was a primary may have written what nobody else has. PostgreSQL would
+        // refuse to follow, but only after it replayed it all; ask first.
+        None if !control.standby || view.failed(PgOpKind::Start) > 0 => {
+            return ask(view, "it was a primary, and may have diverged");
+        }
+        Some(false) | None => {}
+    }
+    if let Some(failure) = view.backing_off(PgOpKind::Start) {
+        return Decision::wait(Rule::StartFailed, failure.text.clone());
+    }
+    if view.failed(PgOpKind::Start) >= START_TRIES {
+        return reclone(view, control, "it does not start");
+    }
+    let safe = view.is_diverged() == Some(false);
+    if !safe && view.leader_serves() {
+        return ask(view, "it may be on another branch of its timeline");
+    }
+    let op = PgOp::Start {
+        role: StartRole::Standby {
+            upstream: view.upstream().filter(|_| safe),
+        },
+    };
+    Decision::run(Rule::StartStandby, op, format!("of {}", view.leader_name()))
+}
+
+fn follow(view: &View<'_>) -> Decision {
+    let leader = view.leader_name();
+    if let Some(decision) = holding::configure(view) {
+        return decision;
+    }
+    let Some(Role::Standby {
+        upstream,
+        streaming,
+        ..
+    }) = view.running().map(|r| &r.role)
+    else {
+        return Decision::wait(Rule::AwaitStandby, "it is no standby");
+    };
+    let target = view
+        .leader_member()
+        .and_then(crate::cluster::Member::host_port);
+    if target.is_some() && *upstream != target {
+        if let Some(failure) = view.backing_off(PgOpKind::Follow) {
+            return Decision::wait(Rule::Connecting, failure.text.clone());
+        }
+        if view.is_diverged() == Some(true) {
+            return Decision::run(Rule::StopDiverged, PgOp::Stop, divergence(view));
+        }
+        if view.is_diverged().is_none() {
+            return ask(view, "it may be on another branch of its timeline");
+        }
+        let op = PgOp::Follow {
+            upstream: view.upstream(),
+        };
+        return Decision::run(Rule::Follow, op, format!("{leader} holds the lock"));
+    }
+    if *streaming {
+        let drop_slots = view
+            .running()
+            .and_then(|running| holding::drop_slots(view, running));
+        return drop_slots.unwrap_or_else(|| Decision::wait(Rule::Following, leader));
+    }
+    let idle = view.facts.ago(view.facts.not_streaming_since);
+    if idle >= STREAM_PATIENCE {
+        match view.is_diverged() {
+            Some(true) => {
+                let why = divergence(view);
+                return Decision::run(Rule::StopDiverged, PgOp::Stop, why);
+            }
+            None if view.leader_serves() => return ask(view, "it does not stream"),
+            Some(false) | None => {}
+        }
+    }
+    Decision::wait(
+        Rule::Connecting,
+        format!("{leader}, for {} ms", idle.as_millis()),
+    )
+}
+
+/// A standby that cannot reach consistency because its log ends in another line stays "starting
+/// up" for ever.
+fn diverged_while_busy(view: &View<'_>) -> Option<Decision> {
+    let spent = view.now().since(view.facts.server_since);
+    if spent < BUSY_PATIENCE {
+        return None;
+    }
+    match view.is_diverged() {
+        Some(true) => Some(Decision::run(
+            Rule::StopDiverged,
+            PgOp::Stop,
+            divergence(view),
+        )),
+        None if view.leader_serves() && !recently_asked(view) => {
+            Some(ask(view, "it has been starting for long"))
+        }
+        Some(false) | None => None,
+    }
+}
+
+fn mend(view: &View<'_>, control: &Control) -> Decision {
+    let config = view.config();
+    if config.reclone_when_diverged {
+        return reclone(view, control, &divergence(view));
+    }
+    if !config.use_pg_rewind || !control.rewindable {
+        let why = format!("{}; pg_rewind is off or impossible", divergence(view));
+        return reclone_if(view, control, config.reclone_when_rewind_fails, &why);
+    }
+    let same = |history: &History| Some(history.timeline()) == view.position().map(|p| p.timeline);
+    if view.leader_history().is_some_and(same) {
+        let why = "its timeline was begun twice, which pg_rewind takes for one";
+        return reclone_if(view, control, config.reclone_when_rewind_fails, why);
+    }
+    let failed = view.facts.failures.get(&PgOpKind::Rewind);
+    if let Some(failure) = failed
+        && (failure.kind == PgErrorKind::CannotRewind || failure.times >= REWIND_TRIES)
+    {
+        let why = format!("pg_rewind failed: {}", failure.text);
+        return reclone_if(view, control, config.reclone_when_rewind_fails, &why);
+    }
+    if let Some(failure) = view.backing_off(PgOpKind::Rewind) {
+        return Decision::wait(Rule::AwaitSource, failure.text.clone());
+    }
+    match source(view) {
+        Ok(from) => Decision::run(Rule::Rewind, PgOp::Rewind { from }, divergence(view)),
+        Err(decision) => decision,
+    }
+}
+
+fn reclone_if(view: &View<'_>, control: &Control, allowed: bool, why: &str) -> Decision {
+    if allowed {
+        return reclone(view, control, why);
+    }
+    let remedy = "set postgresql.remove_data_directory_on_rewind_failure to have it copied anew";
+    Decision::wait(Rule::Stuck, format!("{why}; {remedy}"))
+}
+
+fn reclone(view: &View<'_>, control: &Control, why: &str) -> Decision {
+    if let Some(failure) = view.backing_off(PgOpKind::Clone) {
+        return Decision::wait(Rule::CloneFailed, failure.text.clone());
+    }
+    match source(view) {
+        Ok(from) => {
+            let op = PgOp::Clone {
+                from,
+                replace: Some(control.system_id),
+            };
+            Decision::run(Rule::Reclone, op, why)
+        }
+        Err(decision) => decision,
+    }
+}
+
+/// The leader, if it is a primary that serves and whose control file knows its timeline.
+fn source(view: &View<'_>) -> Result<crate::pg::Upstream, Decision> {
+    let leader = view.leader_name();
+    if !view.leader_serves() {
+        return Err(Decision::wait(
+            Rule::AwaitSource,
+            format!("{leader} does not serve yet"),
+        ));
+    }
+    if view.leader_member().is_some_and(|m| m.checkpoint_pending) {
+        let why = format!("{leader} has not checkpointed since its promotion");
+        return Err(Decision::wait(Rule::AwaitSource, why));
+    }
+    view.upstream()
+        .ok_or_else(|| Decision::wait(Rule::AwaitSource, format!("{leader} says no address")))
+}
+
+fn ask(view: &View<'_>, why: &str) -> Decision {
+    let known = view.facts.leader_history.as_ref();
+    let problem = known
+        .and_then(|k| k.answer.as_ref().err())
+        .map_or("", String::as_str);
+    if !view.leader_serves() {
+        let why = format!("{why}; {} does not serve yet", view.leader_name());
+        return Decision::wait(Rule::AwaitHistory, why);
+    }
+    let answered = view.leader_history().is_some();
+    if answered || view.facts.lanes.history.is_some() || recently_asked(view) {
+        return Decision::wait(Rule::AwaitHistory, format!("{why}; {problem}"));
+    }
+    Decision::new(
+        Rule::AwaitHistory,
+        Action::ReadHistory(view.upstream()),
+        why,
+    )
+}
+
+fn recently_asked(view: &View<'_>) -> bool {
+    let asked = view.facts.leader_history.as_ref().map(|known| known.at);
+    let current = view.leader_history().is_some();
+    !current && view.facts.ago(asked) < ASK_EVERY
+}
+
+fn divergence(view: &View<'_>) -> String {
+    let at = view.position().map_or_else(String::new, |p| p.to_string());
+    let fork = view.leader_history().and_then(|theirs| {
+        let mine = view.position()?;
+        match theirs.end_of(mine.timeline)? {
+            crate::history::End::At(end) => Some(format!(
+                "{} left that timeline at {end}",
+                view.leader_name()
+            )),
+            crate::history::End::Open => None,
+        }
+    });
+    let fork = fork.unwrap_or_else(|| format!("{} never was on that timeline", view.leader_name()));
+    let crashed = view.is_down()
+        && view
+            .control()
+            .is_some_and(|c| !c.standby && c.state != ControlState::ShutDown);
+    if crashed {
+        return format!("this server crashed as a primary at {at} or later, and {fork}");
+    }
+    format!("this server is at {at}, and {fork}")
+}
+
+/// A walreceiver tries again every `wal_retrieve_retry_interval`, which is 100 ms here and 5 s by
+/// PostgreSQL's default.
+const STREAM_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Crash recovery of a healthy standby may take long; asking costs one connection.
+const BUSY_PATIENCE: Duration = Duration::from_secs(5);
+
+const ASK_EVERY: Duration = Duration::from_millis(500);
+
+/// The source may have failed over in between; a third failure is the directory's own.
+const REWIND_TRIES: u32 = 3;
+
+/// A standby that did not start five times, and is no diverged one, is broken.
+const START_TRIES: u32 = 5;
+
+/// A standby serves reads only, and ending it costs its clients their connections.
+const HUNG_PATIENCE: Duration = Duration::from_secs(30);

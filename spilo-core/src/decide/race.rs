@@ -1,0 +1,344 @@
+//! Nobody holds the lock.
+
+use std::time::Duration;
+
+use super::{Action, Decision, Rule, View, bootstrap};
+use crate::cluster::FailoverDocument;
+use crate::history::History;
+use crate::ids::MemberName;
+use crate::machine::LeaseRequest;
+use crate::machine::facts::Seen;
+use crate::machine::lease::Proof;
+use crate::peer::PeerStatus;
+use crate::pg::{PgOp, PgOpKind, Running, Server};
+use crate::wal::WalPosition;
+
+pub(super) fn decide(view: &View<'_>) -> Decision {
+    take_back(view)
+        .or_else(|| start(view))
+        .or_else(|| forbidden(view))
+        .or_else(|| position(view))
+        .or_else(|| peers(view))
+        .unwrap_or_else(|| {
+            let at = view
+                .position()
+                .map_or_else(String::new, |p| format!(" at {p}"));
+            let proof = view.predecessor().and_then(|p| p.proof);
+            let why = format!(
+                "the lock is free ({}), and nobody is ahead{at}",
+                told(proof)
+            );
+            Decision::new(
+                Rule::Acquire,
+                Action::Lease(LeaseRequest::Acquire(view.config().ttl)),
+                why,
+            )
+        })
+}
+
+/// A primary whose lock was deleted, and whose permission lasts: nobody else can have it before.
+fn take_back(view: &View<'_>) -> Option<Decision> {
+    let serves = view.running().is_some_and(Running::is_primary);
+    if !serves || view.leadership().is_none() {
+        return None;
+    }
+    let stopped = view.facts.store_failing.is_some()
+        || view.facts.unsettled
+        || !view.config().unsupported.is_empty();
+    if stopped {
+        return forbidden(view);
+    }
+    let request = LeaseRequest::Acquire(view.config().ttl);
+    let why = "the lock vanished, and the permission to write still stands";
+    Some(Decision::new(Rule::TakeBack, Action::Lease(request), why))
+}
+
+/// A server must run to tell its position, and to serve reads in the meantime.
+fn start(view: &View<'_>) -> Option<Decision> {
+    match view.pg().map(|pg| &pg.server) {
+        Some(Server::Down) => {
+            view.control()?;
+            if let Some(failure) = view.backing_off(PgOpKind::Start) {
+                return Some(Decision::wait(Rule::StartFailed, failure.text.clone()));
+            }
+            let op = PgOp::Start {
+                role: bootstrap::alone(),
+            };
+            Some(Decision::run(
+                Rule::StartToRace,
+                op,
+                "nobody holds the lock",
+            ))
+        }
+        Some(Server::Busy { saying, .. }) => {
+            Some(Decision::wait(Rule::AwaitPosition, saying.clone()))
+        }
+        Some(Server::Hung { .. }) => {
+            Some(Decision::wait(Rule::AwaitPosition, "it does not answer"))
+        }
+        Some(Server::Running(_)) | None => None,
+    }
+}
+
+/// Returns why this node must not take the lock now, whatever its position.
+pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
+    let facts = view.facts;
+    let cluster = view.cluster()?;
+    if let Some((_, text)) = &facts.store_failing {
+        return Some(Decision::wait(Rule::StoreSilent, text.clone()));
+    }
+    if facts.unsettled {
+        let why = "an earlier attempt to take the lock may have succeeded";
+        return Some(Decision::wait(Rule::Unsettled, why));
+    }
+    if !view.config().unsupported.is_empty() {
+        let names = view.config().unsupported.join(", ");
+        let why = format!(
+            "the configuration has {names}, which this version does not know how to honour"
+        );
+        return Some(Decision::wait(Rule::Unsupported, why));
+    }
+    if let Some(promise) = facts.promise.as_ref().filter(|p| view.now() < p.until) {
+        let left = promise.until.since(view.now());
+        return Some(Decision::wait(
+            Rule::Promised,
+            format!("to {}, for {left:?}", promise.to),
+        ));
+    }
+    let predecessor = view.predecessor()?;
+    // A store that says nothing is a new cluster's to a node without data. To one with data it is
+    // a store that was wiped, and whoever led may be writing still.
+    let has_data = view.control().is_some_and(|control| !control.provisional);
+    let new = predecessor.proof == Some(Proof::NewCluster) && !has_data;
+    let may_have_promised = view.config().failsafe_mode
+        && cluster
+            .failsafe
+            .as_ref()
+            .is_none_or(|list| list.keys().any(|name| *name != view.me.name));
+    let age = view.now().since(facts.started);
+    if !new && may_have_promised && age < view.config().ttl {
+        let left = view.config().ttl.saturating_sub(age);
+        let why = format!("for {left:?}, in case a promise was forgotten");
+        return Some(Decision::wait(Rule::JustStarted, why));
+    }
+    let waited = match predecessor.cannot_write(view.now()) {
+        Ok(Some(Proof::NewCluster)) if has_data => predecessor.waited_out(view.now()),
+        other => other,
+    };
+    match waited {
+        Ok(_) => {}
+        Err(until) => {
+            let name = predecessor
+                .name
+                .as_ref()
+                .map_or("the last holder", MemberName::as_str);
+            let left = until.since(view.now());
+            let why = format!("{name} may write for {left:?}, and nothing proves otherwise");
+            return Some(Decision::wait(Rule::PredecessorMayWrite, why));
+        }
+    }
+    let listed = cluster
+        .failsafe
+        .as_ref()
+        .or(facts.failsafe.as_ref())
+        .is_none_or(|list| list.is_empty() || list.contains_key(&view.me.name));
+    if view.config().failsafe_mode && !listed {
+        let why = format!(
+            "{} is not among the members that the failsafe mode asks",
+            view.me.name
+        );
+        return Some(Decision::wait(Rule::NotInFailsafe, why));
+    }
+    None
+}
+
+/// Returns why this node's own position forbids.
+fn position(view: &View<'_>) -> Option<Decision> {
+    let cluster = view.cluster()?;
+    let Some(mine) = view.position() else {
+        return Some(Decision::wait(
+            Rule::AwaitPosition,
+            "the position is not known",
+        ));
+    };
+    let manual = view
+        .failover()
+        .is_some_and(|f| names(f.candidate.as_deref(), &view.me.name));
+    let known = cluster.status.as_ref().and_then(|status| status.optime);
+    if let Some(known) = known.filter(|_| !manual) {
+        let behind = known.bytes_past(mine.lsn);
+        let most = view.config().maximum_lag_on_failover_bytes;
+        if behind > most {
+            let why = format!("{behind} bytes behind the leader's {known}, more than {most}");
+            return Some(Decision::wait(Rule::TooFarBehind, why));
+        }
+    }
+    if view.config().check_timeline
+        && let Some(latest) = cluster.timeline()
+        && latest != mine.timeline
+    {
+        let Some(history) = &view.facts.own_history else {
+            let action = Action::ReadHistory(None);
+            return Some(Decision::new(
+                Rule::TimelineBehind,
+                action,
+                "the own history is not known",
+            ));
+        };
+        if history.end_of(latest).is_none() {
+            let why = format!(
+                "the cluster is on timeline {latest}, this server on {}",
+                mine.timeline
+            );
+            return Some(Decision::wait(Rule::TimelineBehind, why));
+        }
+    }
+    None
+}
+
+/// Returns what the peers say against it.
+fn peers(view: &View<'_>) -> Option<Decision> {
+    let mine = view.position()?;
+    if was_released_for(view) {
+        return None;
+    }
+    let ask: Vec<&MemberName> = view.facts.electorate.keys().collect();
+    let answer = |name: &MemberName| {
+        let lasts = |seen: &Seen<Option<PeerStatus>>| match seen.value {
+            Some(_) => ANSWER_LASTS,
+            None => SILENCE_LASTS,
+        };
+        view.facts
+            .peers
+            .get(name)
+            .filter(|seen| view.now().since(seen.at) < lasts(seen))
+    };
+    if let Some(missing) = ask.iter().find(|name| answer(name).is_none()) {
+        return Some(Decision::new(
+            Rule::AskPeers,
+            Action::AskPeers,
+            missing.to_string(),
+        ));
+    }
+    for name in &ask {
+        let Some(peer) = answer(name).and_then(|seen| seen.value.as_ref()) else {
+            continue;
+        };
+        if peer.primary && !is_outdated(view, name) {
+            return Some(Decision::wait(Rule::PeerIsPrimary, name.to_string()));
+        }
+    }
+    let asked = view.failover();
+    if let Some(decision) = asked.and_then(|asked| await_candidate(view, asked, answer)) {
+        return Some(decision);
+    }
+    if asked.is_some_and(|f| names(f.candidate.as_deref(), &view.me.name)) {
+        return None;
+    }
+    for name in &ask {
+        let Some(peer) = answer(name).and_then(|seen| seen.value.as_ref()) else {
+            continue;
+        };
+        if peer.no_failover {
+            continue;
+        }
+        if let Some(theirs) = ahead(peer, mine, view.facts.own_history.as_ref()) {
+            let why = format!("{name} is at {theirs}, this server at {mine}");
+            return Some(Decision::wait(Rule::PeerAhead, why));
+        }
+    }
+    None
+}
+
+/// Whether the last holder gave the lock up for this node, which it knew to have everything.
+fn was_released_for(view: &View<'_>) -> bool {
+    let released = view
+        .predecessor()
+        .is_some_and(|p| p.proof == Some(Proof::Released));
+    let record = view.cluster().and_then(|c| c.release.as_ref());
+    released && record.is_some_and(|r| names(r.candidate.as_deref(), &view.me.name))
+}
+
+/// Whether the word of a peer that it is a primary is older than the proof that it is none.
+fn is_outdated(view: &View<'_>, name: &MemberName) -> bool {
+    let Some(before) = view.predecessor().filter(|p| p.name.as_ref() == Some(name)) else {
+        return false;
+    };
+    let said = view.facts.peers.get(name).map(|seen| seen.at);
+    before.proof.is_some() && before.gone.is_some() && said < before.gone
+}
+
+/// A lock that was released for a candidate is left to it while it is alive and able.
+fn await_candidate<'a>(
+    view: &View<'_>,
+    asked: &FailoverDocument,
+    answer: impl Fn(&MemberName) -> Option<&'a Seen<Option<PeerStatus>>>,
+) -> Option<Decision> {
+    let me = &view.me.name;
+    let able = |name: &MemberName| {
+        answer(name)
+            .and_then(|seen| seen.value.as_ref())
+            .is_some_and(|peer| peer.position.is_some() && !peer.no_failover)
+    };
+    let free_for = view
+        .predecessor()
+        .and_then(|p| p.gone)
+        .map(|gone| view.now().since(gone));
+    if free_for.is_some_and(|spent| spent >= view.config().ttl) {
+        return None;
+    }
+    if let Some(candidate) = asked
+        .candidate
+        .as_deref()
+        .filter(|name| *name != me.as_str())
+    {
+        let name = MemberName::new(candidate).ok()?;
+        return able(&name).then(|| Decision::wait(Rule::AwaitCandidate, candidate.to_owned()));
+    }
+    // The one that gave the lock up takes it back only if nobody else can have it.
+    if names(asked.leader.as_deref(), me) {
+        let other = view.facts.electorate.keys().find(|name| able(name))?;
+        return Some(Decision::wait(Rule::AwaitCandidate, other.to_string()));
+    }
+    None
+}
+
+/// Returns the position of a peer that is ahead of ours.
+///
+/// On the same timeline the log position tells. A peer on another timeline is behind if ours
+/// contains it. Otherwise it is ahead if its timeline is a later one, which we may yet have to
+/// follow; and if it is an earlier one, it has diverged from us and its rest is lost already.
+fn ahead(peer: &PeerStatus, mine: WalPosition, history: Option<&History>) -> Option<WalPosition> {
+    let lsn = peer.position?;
+    let timeline = peer.timeline.unwrap_or(mine.timeline);
+    let theirs = WalPosition { timeline, lsn };
+    if timeline == mine.timeline {
+        return (lsn > mine.lsn).then_some(theirs);
+    }
+    if history.is_some_and(|history| history.contains(theirs)) {
+        return None;
+    }
+    (timeline.0 > mine.timeline.0).then_some(theirs)
+}
+
+fn names(name: Option<&str>, member: &MemberName) -> bool {
+    name == Some(member.as_str())
+}
+
+fn told(proof: Option<Proof>) -> &'static str {
+    match proof {
+        Some(Proof::Released) => "it was released",
+        Some(Proof::Aged) => "the lease ended of age",
+        Some(Proof::Vouched) => "its holder says that it cannot write",
+        Some(Proof::Own) => "it was this node's own",
+        Some(Proof::NewCluster) => "the cluster is new",
+        None => "its holder's longest deadline has passed",
+    }
+}
+
+/// Short enough that a server that streamed on has not come far.
+const ANSWER_LASTS: Duration = Duration::from_secs(3);
+
+/// Finding out that a peer does not answer takes as long as a question may take; it is not waited
+/// for twice.
+const SILENCE_LASTS: Duration = Duration::from_secs(6);

@@ -1,0 +1,165 @@
+//! The rows of a node that does not hold the lock.
+
+use super::*;
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(super) fn following() -> Vec<Row> {
+    let crashed = || node().down(false, ControlState::InProduction).led_by_b();
+    let stopped = || {
+        node()
+            .down(true, ControlState::ShutDownInRecovery)
+            .led_by_b()
+    };
+    let follow = |streaming| {
+        node()
+            .standby_of(1000, Some(("10.0.0.2", 5432)), streaming)
+            .led_by_b()
+    };
+    let ask = Action::ReadHistory(Some(upstream_b()));
+    let same = History::root(Timeline(1));
+    let reclone = PgOp::Clone {
+        from: upstream_b(),
+        replace: Some(ID),
+    };
+    let start = PgOp::Start {
+        role: StartRole::Standby {
+            upstream: Some(upstream_b()),
+        },
+    };
+    let to_b = PgOp::Follow {
+        upstream: Some(upstream_b()),
+    };
+    let careful = |node: Node| {
+        node.with(|f| {
+            f.config = Arc::new(config(json!({"postgresql": {
+                "remove_data_directory_on_rewind_failure": false, "use_pg_rewind": false
+            }})));
+        })
+    };
+    let rewind = PgOp::Rewind { from: upstream_b() };
+    vec![
+        run(Rule::Rewind, rewind, crashed().history_of_b(other_branch())),
+        run(Rule::Reclone, reclone, crashed().history_of_b(same.clone())),
+        wait(Rule::Stuck, careful(crashed()).history_of_b(other_branch())),
+        run(
+            Rule::StopDiverged,
+            PgOp::Stop,
+            node().led_by_b().history_of_b(other_branch()),
+        ),
+        (Rule::AwaitHistory, ask.clone(), crashed()),
+        (Rule::AwaitHistory, ask, node().led_by_b()),
+        wait(
+            Rule::AwaitHistory,
+            node()
+                .leader("b", 20)
+                .member("b", |m| m.state = "stopped".to_owned()),
+        ),
+        run(
+            Rule::StartStandby,
+            start,
+            stopped().history_of_b(same.clone()),
+        ),
+        run(
+            Rule::StartStandby,
+            alone(),
+            stopped().member("b", |m| m.state = "stopped".to_owned()),
+        ),
+        wait(
+            Rule::StartFailed,
+            stopped()
+                .history_of_b(same.clone())
+                .failed(PgOpKind::Start, 1, 500),
+        ),
+        run(Rule::Follow, to_b, node().led_by_b().history_of_b(same)),
+        wait(Rule::Following, follow(true)),
+        wait(
+            Rule::Connecting,
+            follow(false).with(|f| f.not_streaming_since = Some(NOW)),
+        ),
+        wait(Rule::AwaitStandby, hung().led_by_b()),
+        (
+            Rule::FenceHungStandby,
+            Action::Fence,
+            hung().led_by_b().with(|f| f.server_since = NodeTime(1000)),
+        ),
+    ]
+}
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(super) fn race() -> Vec<Row> {
+    let acquire = Action::Lease(LeaseRequest::Acquire(Duration::from_secs(10)));
+    let unproven = |f: &mut Facts| f.predecessor.as_mut().unwrap().proof = None;
+    let unsupported = |f: &mut Facts| f.config = Arc::new(config(json!({"pause": true})));
+    let primary = |p: PeerStatus| Some(PeerStatus { primary: true, ..p });
+    vec![
+        wait(
+            Rule::StoreSilent,
+            node().with(|f| f.store_failing = Some((NOW, "no answer".to_owned()))),
+        ),
+        wait(Rule::Unsettled, node().with(|f| f.unsettled = true)),
+        wait(Rule::Unsupported, node().with(unsupported)),
+        wait(Rule::Promised, node().with(promised)),
+        wait(
+            Rule::JustStarted,
+            node().with(|f| f.started = NodeTime(95_000)),
+        ),
+        wait(Rule::PredecessorMayWrite, node().with(unproven)),
+        (
+            Rule::TakeBack,
+            acquire.clone(),
+            node()
+                .primary()
+                .with(|f| f.armed = Some(kept(20, 105_000, 106_000))),
+        ),
+        run(
+            Rule::StartToRace,
+            alone(),
+            node().down(false, ControlState::InProduction),
+        ),
+        wait(Rule::AwaitPosition, hung()),
+        wait(
+            Rule::NotInFailsafe,
+            node().cluster(|c| c.failsafe = Some(others(&["b"]))),
+        ),
+        wait(
+            Rule::NotInFailsafe,
+            node().with(|f| f.failsafe = Some(others(&["b"]))),
+        ),
+        wait(
+            Rule::TooFarBehind,
+            node().cluster(|c| c.status = Some(optime(2_000_000))),
+        ),
+        wait(
+            Rule::TimelineBehind,
+            node().cluster(|c| {
+                c.history = Some(vec![crate::cluster::HistoryEntry {
+                    timeline: Timeline(1),
+                    end: Lsn(900),
+                    reason: String::new(),
+                    at: None,
+                    new_leader: None,
+                }]);
+            }),
+        ),
+        (
+            Rule::AskPeers,
+            Action::AskPeers,
+            node().with(|f| f.electorate = others(&["b"])),
+        ),
+        wait(Rule::PeerIsPrimary, node().peer(primary(peer_at(1000)))),
+        wait(Rule::PeerAhead, node().peer(Some(peer_at(1001)))),
+        wait(
+            Rule::AwaitCandidate,
+            node()
+                .peer(Some(peer_at(1000)))
+                .cluster(|c| c.failover = Some(failover(None, Some("b")))),
+        ),
+        (Rule::Acquire, acquire.clone(), node()),
+        (
+            Rule::Acquire,
+            acquire.clone(),
+            node().peer(Some(peer_at(1000))),
+        ),
+        (Rule::Acquire, acquire, node().peer(None)),
+    ]
+}

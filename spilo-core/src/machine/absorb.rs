@@ -1,0 +1,515 @@
+//! From events to facts. Nothing is decided here; what an answer means for who may write is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::facts::{HandedOver, LeaderHistory, OpFailure, Seen, Sent};
+use super::lease::{Consent, Holding, Predecessor, Promise, Proof};
+use super::lock::electorate;
+use super::{
+    Command, Event, Failure, LeaseAnswer, LeaseRequest, Machine, Order, ReadAnswer, ReadRequest,
+    Ticket, WriteRequest,
+};
+use crate::cluster::Cluster;
+use crate::dcs::{DcsErrorKind, Key, RawSnapshot};
+use crate::guard::{GuardErrorKind, GuardStatus};
+use crate::history::History;
+use crate::ids::{MemberName, OpId, SystemId};
+use crate::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
+use crate::pg::{PgErrorKind, PgOp, PgStatus, Role, Running, Server};
+use crate::time::NodeTime;
+use crate::wal::Lsn;
+
+impl Machine {
+    pub(super) fn absorb(&mut self, event: Event, commands: &mut Vec<Command>) {
+        match event {
+            Event::Tick => {}
+            Event::Changed => self.facts.lanes.read_wanted = true,
+            Event::ServerChanged => self.facts.lanes.observe_wanted = true,
+            Event::Lease(ticket, result) => {
+                if let Some(sent) = take(&mut self.facts.lanes.lease, ticket) {
+                    self.lease_answered(sent, result);
+                }
+            }
+            Event::Read(ticket, result) => {
+                if let Some(sent) = take(&mut self.facts.lanes.read, ticket) {
+                    self.read_answered(sent, result);
+                }
+            }
+            Event::Written(ticket, result) => {
+                if let Some(sent) = take(&mut self.facts.lanes.write, ticket) {
+                    self.written(sent, result);
+                }
+            }
+            Event::Observed(ticket, result) => {
+                if let Some(sent) = take(&mut self.facts.lanes.observe, ticket) {
+                    self.observed(sent.at, result);
+                }
+            }
+            Event::HistoryRead(ticket, result) => {
+                if let Some(sent) = take(&mut self.facts.lanes.history, ticket) {
+                    self.history_read(sent, result);
+                }
+            }
+            Event::OpEnded(id, result) => self.op_ended(id, result),
+            Event::Fenced(result) => self.fenced(result),
+            Event::Guard(ticket, result) => {
+                if let Some(sent) = take(&mut self.facts.lanes.guard, ticket) {
+                    self.guard_answered(sent, result);
+                }
+            }
+            Event::PeerAnswered(ticket, name, answer) => self.peer_answered(ticket, name, answer),
+            Event::ConsentAnswered(ticket, accepted) => self.consent_answered(ticket, &accepted),
+            Event::ConsentAsked(ticket, request) => {
+                let answer = self.consent_asked(&request);
+                commands.push(Command::AnswerConsent(ticket, answer));
+            }
+            Event::Order(order) => self.ordered(order),
+        }
+    }
+
+    fn ordered(&mut self, order: Order) {
+        match order {
+            Order::Shutdown => self.facts.shutdown = true,
+            Order::Detach => self.facts.detach = self.facts.detach.or(Some(self.facts.now)),
+            Order::Tags(tags) => Arc::make_mut(&mut self.identity).tags = tags,
+        }
+    }
+
+    // The lease lane.
+
+    fn lease_answered(
+        &mut self,
+        sent: Sent<LeaseRequest>,
+        result: Result<LeaseAnswer, Failure<DcsErrorKind>>,
+    ) {
+        let facts = &mut self.facts;
+        facts.lanes.lease_failed = result.is_err().then_some(facts.now);
+        match (&sent.what, result) {
+            (
+                LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..),
+                Ok(LeaseAnswer::Held(lease)),
+            ) => {
+                // An epoch once given up is never held again, whatever the store says.
+                if Some(lease.epoch) <= facts.given_up {
+                    facts.unsettled = true;
+                    return;
+                }
+                facts.last_lease = Some(lease.clone());
+                facts.holding = Some(Holding::new(lease, sent.at));
+                facts.lanes.read_wanted = true;
+            }
+            (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..), Ok(LeaseAnswer::Done)) => {
+                facts.unsettled = true;
+            }
+            (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..), Err(failure)) => {
+                facts.lanes.read_wanted = true;
+                match failure.kind {
+                    DcsErrorKind::Indeterminate => facts.unsettled = true,
+                    DcsErrorKind::Unavailable | DcsErrorKind::Conflict | DcsErrorKind::Refused => {}
+                }
+            }
+            (LeaseRequest::Settle, Ok(_)) => {
+                facts.unsettled = false;
+                facts.lanes.read_wanted = true;
+            }
+            (LeaseRequest::Settle, Err(_)) => {}
+            (LeaseRequest::Renew(lease), Ok(_)) => {
+                let held = facts.holding.as_mut();
+                if let Some(held) = held.filter(|h| h.lease.epoch == lease.epoch) {
+                    held.renewed = held.renewed.max(sent.at);
+                    held.failing = false;
+                }
+            }
+            (LeaseRequest::Renew(lease), Err(failure)) => {
+                let held = facts
+                    .holding
+                    .as_mut()
+                    .filter(|h| h.lease.epoch == lease.epoch);
+                match (held, failure.kind) {
+                    (Some(_), DcsErrorKind::Conflict) => {
+                        facts.give_up();
+                        facts.lanes.read_wanted = true;
+                    }
+                    (Some(held), _) => held.failing = true,
+                    (None, _) => {}
+                }
+            }
+            (LeaseRequest::Release(..), Ok(_)) => {
+                facts.give_up();
+                facts.handed_over = None;
+                facts.lanes.read_wanted = true;
+            }
+            (LeaseRequest::Release(..), Err(failure)) => {
+                if failure.kind == DcsErrorKind::Conflict {
+                    facts.give_up();
+                    facts.handed_over = None;
+                }
+                facts.lanes.read_wanted = true;
+            }
+            (LeaseRequest::Claim(lease), Ok(_)) => {
+                facts.claimed = Some(lease.epoch);
+                facts.lanes.read_wanted = true;
+            }
+            (LeaseRequest::Claim(_), Err(_)) => facts.lanes.read_wanted = true,
+        }
+    }
+
+    // The read lane.
+
+    fn read_answered(
+        &mut self,
+        sent: Sent<ReadRequest>,
+        result: Result<ReadAnswer, Failure<DcsErrorKind>>,
+    ) {
+        match (sent.what, result) {
+            (ReadRequest::Snapshot, Ok(ReadAnswer::Snapshot(raw))) => self.snapshot(sent.at, &raw),
+            (ReadRequest::Snapshot, Err(failure)) => {
+                let now = self.facts.now;
+                let since = self
+                    .facts
+                    .store_failing
+                    .as_ref()
+                    .map_or(now, |(since, _)| *since);
+                self.facts.store_failing = Some((since, failure.text));
+                self.facts.lanes.read_wanted = true;
+            }
+            (ReadRequest::LeaseLeft(record), Ok(ReadAnswer::LeaseLeft(left))) => {
+                if let Some(before) = self.facts.predecessor.as_mut()
+                    && before.record.as_ref() == Some(&record)
+                {
+                    before.left = left.map(|left| (sent.at, left)).or(before.left);
+                }
+            }
+            (ReadRequest::LeaseEnded(record), Ok(ReadAnswer::LeaseEnded(true))) => {
+                self.lease_ended(&record);
+            }
+            (ReadRequest::Snapshot, Ok(_))
+            | (ReadRequest::LeaseLeft(_) | ReadRequest::LeaseEnded(_), _) => {}
+        }
+    }
+
+    fn snapshot(&mut self, at: NodeTime, raw: &RawSnapshot) {
+        let last = self.facts.cluster.as_ref().map(|seen| &seen.value);
+        // A snapshot from the past must not undo what is known since.
+        if last.is_some_and(|last| raw.revision < last.revision) {
+            let text = format!(
+                "the store answered with revision {}, older than what it had said",
+                raw.revision
+            );
+            self.facts
+                .store_failing
+                .get_or_insert((self.facts.now, text));
+            return;
+        }
+        let cluster = Arc::new(Cluster::read(raw, last.map(AsRef::as_ref)));
+        self.facts.store_failing = None;
+        if let Some(document) = &cluster.config {
+            self.facts.config = Arc::clone(&document.config);
+        }
+        self.note_lock(at, &cluster);
+        if cluster.failsafe.is_some() {
+            self.facts.failsafe.clone_from(&cluster.failsafe);
+        }
+        self.facts.record_seen |= cluster.release.is_some();
+        if cluster.leader.is_some() {
+            self.facts.electorate = electorate(&self.identity.name, &cluster);
+        } else {
+            // Whoever announces itself now is asked as well: an agent that just started has seen
+            // nobody else.
+            let members = electorate(&self.identity.name, &cluster);
+            self.facts.electorate.extend(members);
+        }
+        for member in cluster.members.keys() {
+            self.facts.slot_seen.insert(member.slot(), self.facts.now);
+        }
+        if let Some((revision, _)) = &self.facts.refused_failover
+            && cluster
+                .failover
+                .as_ref()
+                .is_none_or(|f| f.revision != *revision)
+        {
+            self.facts.refused_failover = None;
+        }
+        self.facts.cluster = Some(Seen { at, value: cluster });
+    }
+
+    // The write lane.
+
+    fn written(&mut self, sent: Sent<WriteRequest>, result: Result<(), Failure<DcsErrorKind>>) {
+        let facts = &mut self.facts;
+        facts.lanes.write_failed = result.is_err().then_some(facts.now);
+        match (sent.what, result) {
+            (WriteRequest::Announce(record, _), Ok(())) => {
+                facts.written.member = Some((sent.at, record));
+            }
+            (WriteRequest::Put(key, value, _), Ok(())) => {
+                if let Some(held) = facts.holding.as_mut()
+                    && key == Key::Release
+                    && value == held.record(&self.identity.name).to_bytes()
+                {
+                    held.recorded = true;
+                }
+                facts.written.documents.insert(key, (sent.at, value));
+                facts.lanes.read_wanted = true;
+            }
+            (WriteRequest::Announce(..), Err(_)) => facts.written.member = None,
+            (WriteRequest::Put(key, ..), Err(_)) => {
+                facts.written.documents.remove(&key);
+                facts.lanes.read_wanted = true;
+            }
+        }
+    }
+
+    // PostgreSQL.
+
+    fn observed(&mut self, at: NodeTime, result: Result<PgStatus, Failure<PgErrorKind>>) {
+        let facts = &mut self.facts;
+        let status = match result {
+            Ok(status) => status,
+            Err(failure) => {
+                let since = facts
+                    .pg_failing
+                    .as_ref()
+                    .map_or(facts.now, |(since, _)| *since);
+                facts.pg_failing = Some((since, failure.text));
+                return;
+            }
+        };
+        facts.pg_failing = None;
+        let before = facts.pg.as_ref().map(|seen| kind_of(&seen.value.server));
+        if before != Some(kind_of(&status.server)) {
+            facts.server_since = facts.now;
+        }
+        if let Some(control) = status.control() {
+            facts.system_id = Some(control.system_id);
+        }
+        let idle_standby = matches!(
+            status.running().map(|r| &r.role),
+            Some(Role::Standby {
+                streaming: false,
+                ..
+            })
+        );
+        facts.not_streaming_since = if idle_standby {
+            facts.not_streaming_since.or(Some(facts.now))
+        } else {
+            None
+        };
+        let timeline = status.position().map(|p| p.timeline);
+        if status.running().is_some_and(Running::is_primary) {
+            facts.led = timeline;
+        }
+        facts.moved = facts.pg.as_ref().and_then(|seen| seen.value.position()) != status.position();
+        if facts.own_history.as_ref().map(History::timeline) != timeline {
+            facts.own_history = None;
+        }
+        // The guard drops its deadline when no process is left; so must we, once.
+        if status.server == Server::Down && before != Some(kind_of(&Server::Down)) {
+            facts.armed = None;
+        }
+        if !status.running().is_some_and(Running::is_primary) && facts.op.is_none() {
+            facts.checkpoint_pending = false;
+        }
+        facts.pg = Some(Seen { at, value: status });
+    }
+
+    fn history_read(
+        &mut self,
+        sent: Sent<Option<MemberName>>,
+        result: Result<(SystemId, History), Failure<PgErrorKind>>,
+    ) {
+        let facts = &mut self.facts;
+        let epoch = facts.predecessor.as_ref().and_then(Predecessor::epoch);
+        match (sent.what, result) {
+            (Some(name), result) => {
+                let answer = result.map_err(|failure| failure.text);
+                facts.leader_history = Some(LeaderHistory {
+                    name,
+                    epoch,
+                    at: sent.at,
+                    answer,
+                });
+            }
+            (None, Ok((_, history))) => facts.own_history = Some(history),
+            (None, Err(_)) => facts.lanes.history_failed = Some(facts.now),
+        }
+    }
+
+    fn op_ended(&mut self, id: OpId, result: Result<(), Failure<PgErrorKind>>) {
+        let facts = &mut self.facts;
+        let Some(running) = facts.op.take_if(|op| op.id == id) else {
+            return;
+        };
+        facts.settled_at = facts.now;
+        facts.lanes.observe_wanted = true;
+        let kind = running.op.kind();
+        match result {
+            Ok(()) => {
+                facts.failures.remove(&kind);
+                match running.op {
+                    PgOp::HandOver { candidate } => {
+                        facts.handed_over = Some(HandedOver {
+                            candidate,
+                            at: facts.now,
+                        });
+                    }
+                    PgOp::Promote => {
+                        facts.checkpoint_pending = true;
+                        facts.promoted = true;
+                    }
+                    PgOp::Checkpoint => facts.checkpoint_pending = false,
+                    PgOp::Start { .. } => facts.handed_over = None,
+                    PgOp::Slots { .. } => facts.slots_at = Some(facts.now),
+                    PgOp::Clone { .. } => facts.led = None,
+                    PgOp::Bootstrap { .. }
+                    | PgOp::Confirm
+                    | PgOp::Follow { .. }
+                    | PgOp::Stop
+                    | PgOp::Rewind { .. }
+                    | PgOp::Configure { .. } => {}
+                }
+            }
+            Err(_) if running.cancelled => {}
+            Err(failure) => {
+                let times = facts.failures.get(&kind).map_or(0, |f| f.times);
+                let failure = OpFailure {
+                    at: facts.now,
+                    times: times.saturating_add(1),
+                    kind: failure.kind,
+                    text: failure.text,
+                };
+                facts.failures.insert(kind, failure);
+            }
+        }
+    }
+
+    fn fenced(&mut self, result: Result<(), Failure<PgErrorKind>>) {
+        self.facts.fencing = None;
+        self.facts.settled_at = self.facts.now;
+        self.facts.lanes.observe_wanted = true;
+        if result.is_ok() {
+            self.facts.armed = None;
+            self.facts.fenced_at = Some(self.facts.now);
+        }
+    }
+
+    // The guard.
+
+    fn guard_answered(
+        &mut self,
+        sent: Sent<Option<crate::guard::Deadline>>,
+        result: Result<GuardStatus, Failure<GuardErrorKind>>,
+    ) {
+        let facts = &mut self.facts;
+        match result {
+            Ok(status) => {
+                facts.guard_failing = None;
+                facts.armed.clone_from(&status.deadline);
+                let before = facts.guard.as_ref().map(|seen| seen.value.postmaster);
+                if before != Some(status.postmaster) {
+                    facts.lanes.observe_wanted = true;
+                }
+                facts.guard = Some(Seen {
+                    at: sent.at,
+                    value: status,
+                });
+            }
+            Err(failure) => {
+                let since = facts
+                    .guard_failing
+                    .as_ref()
+                    .map_or(facts.now, |(since, _)| *since);
+                if failure.kind != GuardErrorKind::Refused {
+                    facts.armed = None;
+                }
+                facts.guard_failing = Some((since, failure));
+                facts.lanes.observe_wanted = true;
+            }
+        }
+    }
+
+    // Peers.
+
+    fn peer_answered(&mut self, ticket: Ticket, name: MemberName, answer: Option<PeerStatus>) {
+        let facts = &mut self.facts;
+        let Some(sent) = facts
+            .lanes
+            .peers
+            .get(&name)
+            .filter(|sent| sent.ticket == ticket)
+        else {
+            return;
+        };
+        let at = sent.at;
+        facts.lanes.peers.remove(&name);
+        // The word of the former holder itself, given after its key was gone.
+        if let Some(before) = facts.predecessor.as_mut()
+            && before.name.as_ref() == Some(&name)
+            && before.gone.is_some_and(|gone| at >= gone)
+            && answer.as_ref().is_some_and(|a| {
+                let itself = a.name.as_ref().is_none_or(|said| *said == name);
+                itself && a.cannot_write && !a.primary
+            })
+        {
+            before.proof = before.proof.or(Some(Proof::Vouched));
+        }
+        facts.peers.insert(name, Seen { at, value: answer });
+    }
+
+    fn consent_answered(&mut self, ticket: Ticket, accepted: &BTreeMap<MemberName, Option<Lsn>>) {
+        let facts = &mut self.facts;
+        let Some(sent) = take(&mut facts.lanes.consent, ticket) else {
+            return;
+        };
+        facts.lanes.consent_at = Some(facts.now);
+        let all = sent.what.iter().all(|member| accepted.contains_key(member));
+        if all && let Some(lease) = facts.last_lease.clone() {
+            facts.consent = Some(Consent {
+                lease,
+                asked: sent.at,
+            });
+        }
+    }
+
+    fn consent_asked(&mut self, request: &ConsentRequest) -> ConsentAnswer {
+        let facts = &mut self.facts;
+        let running = facts.pg.as_ref().and_then(|seen| seen.value.running());
+        if running.is_some_and(Running::is_primary) || facts.holding.is_some() {
+            return ConsentAnswer::RunningAsLeader;
+        }
+        if !facts.config.failsafe_mode {
+            return ConsentAnswer::Off;
+        }
+        let acquiring = matches!(
+            facts.lanes.lease.as_ref().map(|sent| &sent.what),
+            Some(LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..))
+        );
+        if acquiring || facts.unsettled {
+            return ConsentAnswer::Busy;
+        }
+        // The primary that asks may hold a lease from before the ttl was lowered.
+        let held = facts.predecessor.as_ref().and_then(|p| p.ttl);
+        let until = facts.now + held.map_or(facts.config.ttl, |ttl| ttl.max(facts.config.ttl));
+        facts.promise = Some(Promise {
+            to: request.name.clone(),
+            until,
+        });
+        ConsentAnswer::Accepted(running.map(|r| r.position().lsn))
+    }
+}
+
+/// Takes the request off its lane if this is the answer to it.
+fn take<T>(lane: &mut Option<Sent<T>>, ticket: Ticket) -> Option<Sent<T>> {
+    lane.take_if(|sent| sent.ticket == ticket)
+}
+
+fn kind_of(server: &Server) -> u8 {
+    match server {
+        Server::Down => 0,
+        Server::Busy { .. } => 1,
+        Server::Hung { .. } => 2,
+        Server::Running(running) if running.is_primary() => 3,
+        Server::Running(_) => 4,
+    }
+}

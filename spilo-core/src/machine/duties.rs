@@ -1,0 +1,513 @@
+//! What goes on regardless of the decision: the lease, the looks, the guard's deadline, and what
+//! others must know. Each request goes out on a lane of its own, one at a time, so that no long
+//! work delays the lease.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::facts::Sent;
+use super::lease::{deadline, renew_every};
+use super::report;
+use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
+use crate::cluster::Initialize;
+use crate::decide::{Decision, Rule, View};
+use crate::guard::Deadline;
+use crate::ids::MemberName;
+use crate::peer::ConsentRequest;
+use crate::pg::{PgErrorKind, Role, Server, Upstream};
+use crate::time::NodeTime;
+
+impl Machine {
+    /// Sends what is due.
+    pub(super) fn keep_up(&mut self, decision: &Decision, commands: &mut Vec<Command>) {
+        if self.facts.exiting {
+            return;
+        }
+        self.note_refusal(decision);
+        self.arm(commands);
+        self.renew(commands);
+        self.read(commands);
+        self.consent(commands);
+        self.observe(commands);
+        self.look_at_guard(commands);
+        self.ask_peers(false, commands);
+        if self.facts.own_history.is_none() && self.facts.pg_is_current() {
+            let settled = self.view().control().is_some_and(|c| !c.provisional);
+            if settled
+                && self.facts.op.is_none()
+                && self.facts.ago(self.facts.lanes.history_failed) >= HISTORY_AGAIN
+            {
+                self.ask_history(None, commands);
+            }
+        }
+        if let Some(request) = report::next_write(&self.view()) {
+            self.send_write(request, commands);
+        }
+    }
+
+    /// Returns when to step again although nothing happens.
+    pub(super) fn wake_at(&self, commands: &[Command]) -> NodeTime {
+        let facts = &self.facts;
+        let ttl = facts.config.ttl;
+        let pause = match (self.is_urgent(), facts.moved) {
+            (true, _) => URGENT,
+            (false, true) => BUSY,
+            (false, false) => renew_every(ttl).min(IDLE),
+        };
+        let mut wake = facts.now + pause;
+        if let Some(held) = &facts.holding {
+            wake = wake
+                .min(held.renewed + renew_every(ttl))
+                .min(held.confirmed + renew_every(ttl));
+        }
+        if let Some(clear) = facts.holding.as_ref().and_then(|held| held.clear) {
+            wake = if clear > facts.now {
+                wake.min(clear)
+            } else {
+                wake
+            };
+        }
+        if let Some(permission) = self.view().leadership() {
+            wake = wake.min(permission.until);
+        }
+        if let Some(until) = facts
+            .predecessor
+            .as_ref()
+            .and_then(super::lease::Predecessor::may_write_until)
+        {
+            wake = if until > facts.now {
+                wake.min(until)
+            } else {
+                wake
+            };
+        }
+        if let Some(document) = report::next_write_at(&self.view()) {
+            wake = wake.min(document);
+        }
+        // Each command brings an event; stepping at once would only ask the same again.
+        let soonest = if commands.is_empty() { 10 } else { 20 };
+        wake.max(facts.now + Duration::from_millis(soonest))
+    }
+
+    fn view(&self) -> View<'_> {
+        View::new(&self.identity, &self.facts)
+    }
+
+    /// Whether something is going on that deserves a close look.
+    fn is_urgent(&self) -> bool {
+        let facts = &self.facts;
+        let view = self.view();
+        let settled = match view.pg().map(|pg| &pg.server) {
+            Some(Server::Running(running)) => match &running.role {
+                Role::Primary { .. } => view.is_holder(),
+                Role::Standby { streaming, .. } => *streaming && view.leader_is_other(),
+            },
+            Some(Server::Down | Server::Busy { .. } | Server::Hung { .. }) | None => false,
+        };
+        !settled
+            || facts.op.is_some()
+            || facts.fencing.is_some()
+            || facts.shutdown
+            || facts.detach.is_some()
+            || facts.store_failing.is_some()
+            || facts.handed_over.is_some()
+            || view.failover().is_some()
+            || self.suspects_leader()
+    }
+
+    /// Whether a follower has reason to think that the leader is gone.
+    fn suspects_leader(&self) -> bool {
+        let view = self.view();
+        let Some(name) = view
+            .cluster()
+            .and_then(|c| c.leader.as_ref()?.name.as_ref())
+            .filter(|name| **name != self.identity.name)
+        else {
+            return !view.is_holder();
+        };
+        let silent = self.facts.peers.get(name).is_some_and(|seen| {
+            seen.value
+                .as_ref()
+                .is_none_or(|peer| peer.position.is_none())
+        });
+        silent || self.facts.not_streaming_since.is_some()
+    }
+
+    // Who may write.
+
+    fn arm(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        if facts.lanes.guard.is_some() {
+            return;
+        }
+        let lease = match (&facts.holding, &facts.consent) {
+            (Some(held), _) => &held.lease,
+            (None, Some(consent)) => &consent.lease,
+            (None, None) => return self.disarm(commands),
+        };
+        let Some(permission) = self.view().leadership() else {
+            return;
+        };
+        let wanted = deadline(&permission, lease);
+        let newer = facts
+            .armed
+            .as_ref()
+            .is_none_or(|armed| (armed.epoch, armed.hard) < (wanted.epoch, wanted.hard));
+        // Under a server that is down there is nothing to hold a deadline for, until one is to be
+        // started; the guard takes a deadline then as well.
+        if newer && wanted.epoch == lease.epoch {
+            self.send_guard(GuardRequest::Arm(wanted), commands);
+        }
+    }
+
+    /// A standby must not be killed for a deadline that is not its own any more.
+    fn disarm(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        let standby = matches!(
+            self.view().running().map(|r| &r.role),
+            Some(Role::Standby { .. })
+        );
+        let idle = facts.op.is_none() && facts.fencing.is_none() && facts.pg_is_current();
+        let given_up = facts
+            .armed
+            .as_ref()
+            .is_some_and(|d| facts.given_up >= Some(d.epoch));
+        if standby && idle && given_up {
+            self.send_guard(GuardRequest::Disarm, commands);
+        }
+    }
+
+    fn renew(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        if facts.lanes.lease.is_some() {
+            return;
+        }
+        if facts.unsettled {
+            if facts.ago(facts.lanes.lease_failed) >= RETRY {
+                self.send_lease(LeaseRequest::Settle, commands);
+            }
+            return;
+        }
+        let Some(held) = &facts.holding else { return };
+        // The time to live is fixed when a lease is granted: another one takes a fresh lease.
+        // While a bootstrap is claimed under the lease, the claim would go with it.
+        let changed = held.lease.ttl != facts.config.ttl && facts.config_known();
+        if changed && self.is_initialized() && facts.ago(facts.lanes.lease_failed) >= RETRY {
+            let request = LeaseRequest::Succeed(held.lease.secret.clone(), facts.config.ttl);
+            return self.send_lease(request, commands);
+        }
+        let detaching = facts.detach.is_some_and(|ordered| held.renewed < ordered);
+        let due = facts.now.since(held.renewed) >= renew_every(held.lease.ttl);
+        let retry = facts.ago(facts.lanes.lease_failed) >= RETRY;
+        if (due || detaching) && retry {
+            self.send_lease(LeaseRequest::Renew(held.lease.clone()), commands);
+        }
+    }
+
+    fn is_initialized(&self) -> bool {
+        let initialize = self.view().cluster().map(|c| &c.initialize);
+        matches!(initialize, Some(Initialize::Known(_)))
+    }
+
+    fn consent(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        let view = self.view();
+        let ttl = facts.config.ttl;
+        let permitted_at = facts.consent.as_ref().map(|c| c.asked);
+        let wanted = facts.config.failsafe_mode
+            && facts.lanes.consent.is_none()
+            && facts.ago(facts.lanes.consent_at) >= RETRY
+            && view.may_write()
+            && facts.last_lease.is_some()
+            && (view.leadership().is_some())
+            && match &facts.holding {
+                Some(held) => {
+                    facts.now.since(held.base()) >= renew_every(ttl) * 3 / 2
+                        && (held.failing
+                            || facts.store_failing.is_some()
+                            || facts.now.since(held.base()) >= ttl / 2)
+                }
+                None => facts.consent.is_some(),
+            }
+            && permitted_at.is_none_or(|at| facts.now.since(at) >= renew_every(ttl));
+        if !wanted {
+            return;
+        }
+        let Some(list) = view.cluster().and_then(|c| c.failsafe.as_ref()) else {
+            return;
+        };
+        if !list.contains_key(&self.identity.name) {
+            return;
+        }
+        let others: BTreeMap<MemberName, String> = list
+            .iter()
+            .filter(|(name, _)| **name != self.identity.name)
+            .map(|(name, url)| (name.clone(), url.clone()))
+            .collect();
+        let request = ConsentRequest {
+            name: self.identity.name.clone(),
+            conn_url: self.identity.conn_url.clone(),
+            api_url: self.identity.api_url.clone(),
+            slots: BTreeMap::new(),
+        };
+        let ticket = self.facts.ticket();
+        let what = others.keys().cloned().collect();
+        self.facts.lanes.consent = Some(Sent {
+            ticket,
+            at: self.facts.now,
+            what,
+        });
+        commands.push(Command::AskConsent(ticket, others, request));
+    }
+
+    // Looking around.
+
+    fn read(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        if facts.lanes.read.is_some() {
+            return;
+        }
+        let spent = facts.ago(facts.lanes.read_at);
+        let due = match &facts.holding {
+            Some(held) => facts.now.since(held.confirmed) >= renew_every(held.lease.ttl),
+            None if self.is_urgent() => spent >= URGENT * 3,
+            None => spent >= facts.config.loop_wait,
+        };
+        let detaching = match (&facts.detach, &facts.holding) {
+            (Some(ordered), Some(held)) => held.confirmed < *ordered,
+            (_, _) => false,
+        };
+        let wanted = facts.lanes.read_wanted && (facts.store_failing.is_none() || spent >= RETRY);
+        if wanted || due || (detaching && spent >= RETRY) {
+            self.facts.lanes.read_wanted = false;
+            self.facts.lanes.read_at = Some(self.facts.now);
+            return self.send_read(ReadRequest::Snapshot, commands);
+        }
+        if let Some(request) = self.lease_question() {
+            self.facts.lanes.left_at = Some(self.facts.now);
+            self.send_read(request, commands);
+        }
+    }
+
+    /// What to ask the store about the lease of a holder that seems to be gone.
+    fn lease_question(&self) -> Option<ReadRequest> {
+        let facts = &self.facts;
+        let before = facts.predecessor.as_ref()?;
+        let record = before.record.clone()?;
+        if facts.holding.is_some() || before.proof.is_some() || !self.suspects_leader() {
+            return None;
+        }
+        if before.gone.is_none() {
+            let due = facts.ago(facts.lanes.left_at) >= LEASE_LEFT_EVERY;
+            return due.then_some(ReadRequest::LeaseLeft(record));
+        }
+        let due = facts.ago(facts.lanes.left_at) >= URGENT;
+        (before.left.is_some() && due).then_some(ReadRequest::LeaseEnded(record))
+    }
+
+    fn observe(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        if facts.lanes.observe.is_some() {
+            return;
+        }
+        let spent = facts.ago(facts.pg.as_ref().map(|seen| seen.at));
+        let every = match (self.is_urgent(), facts.moved) {
+            (true, _) => URGENT,
+            (false, true) => BUSY,
+            (false, false) => IDLE,
+        };
+        if facts.lanes.observe_wanted || spent >= every {
+            let ticket = self.facts.ticket();
+            self.facts.lanes.observe_wanted = false;
+            self.facts.lanes.observe = Some(Sent {
+                ticket,
+                at: self.facts.now,
+                what: (),
+            });
+            commands.push(Command::Observe(ticket));
+        }
+    }
+
+    fn look_at_guard(&mut self, commands: &mut Vec<Command>) {
+        let facts = &self.facts;
+        let spent = facts.ago(facts.guard.as_ref().map(|seen| seen.at));
+        let every = if facts.guard_failing.is_some() {
+            RETRY
+        } else {
+            GUARD_EVERY
+        };
+        let failed = facts
+            .guard_failing
+            .as_ref()
+            .is_some_and(|(since, _)| facts.now.since(*since) < RETRY);
+        if facts.lanes.guard.is_none() && spent >= every && !failed {
+            self.send_guard(GuardRequest::Look, commands);
+        }
+    }
+
+    /// Asks the leader now and then, and everybody when the lock is free or about to be.
+    pub(super) fn ask_peers(&mut self, all: bool, commands: &mut Vec<Command>) {
+        let now = self.facts.now;
+        let free = self.view().cluster().is_some_and(|c| c.leader.is_none());
+        let holder = self.view().is_holder();
+        let suspicious = !holder && (self.suspects_leader() || free);
+        let leader = self.view().leader_member().map(|m| m.name.clone());
+        let quiet = renew_every(self.facts.config.ttl);
+        let mut due: Vec<(MemberName, String)> = Vec::new();
+        for (name, url) in &self.facts.electorate {
+            let spent = self
+                .facts
+                .ago(self.facts.peers.get(name).map(|seen| seen.at));
+            let wanted = (all && spent >= ASK_AGAIN)
+                || (suspicious && spent >= SUSPICIOUS)
+                || (!holder && Some(name) == leader.as_ref() && spent >= quiet);
+            if wanted && !self.facts.lanes.peers.contains_key(name) {
+                due.push((name.clone(), url.clone()));
+            }
+        }
+        for (name, url) in due {
+            let ticket = self.facts.ticket();
+            self.facts.lanes.peers.insert(
+                name.clone(),
+                Sent {
+                    ticket,
+                    at: now,
+                    what: (),
+                },
+            );
+            commands.push(Command::AskPeer(ticket, name, url));
+        }
+    }
+
+    pub(super) fn ask_history(&mut self, of: Option<Upstream>, commands: &mut Vec<Command>) {
+        if self.facts.lanes.history.is_some() {
+            return;
+        }
+        let ticket = self.facts.ticket();
+        let what = of.as_ref().map(|upstream| upstream.name.clone());
+        self.facts.lanes.history = Some(Sent {
+            ticket,
+            at: self.facts.now,
+            what,
+        });
+        commands.push(Command::ReadHistory(ticket, of));
+    }
+
+    /// A hand-over that was refused is remembered, so that clearing the key says why.
+    fn note_refusal(&mut self, decision: &Decision) {
+        if decision.rule == Rule::SwitchoverRefused
+            && let Some(asked) = self.view().cluster().and_then(|c| c.failover.as_ref())
+        {
+            let revision = asked.revision;
+            self.facts
+                .refused_failover
+                .get_or_insert_with(|| (revision, decision.why.clone()));
+        }
+        let gone = |kind: PgErrorKind| kind == PgErrorKind::NotLevel;
+        if decision.rule == Rule::Lead {
+            self.facts.failures.retain(|_, failure| !gone(failure.kind));
+        }
+    }
+
+    // The lanes.
+
+    pub(super) fn send_lease(&mut self, request: LeaseRequest, commands: &mut Vec<Command>) {
+        let backing_off = match &request {
+            LeaseRequest::Acquire(_)
+            | LeaseRequest::Succeed(..)
+            | LeaseRequest::Claim(_)
+            | LeaseRequest::Release(..) => self.facts.ago(self.facts.lanes.lease_failed) < RETRY,
+            LeaseRequest::Settle | LeaseRequest::Renew(_) => false,
+        };
+        if self.facts.lanes.lease.is_none() && !backing_off {
+            let ticket = self.facts.ticket();
+            // Whether it is done or not is for the store to say; nothing is written on it any more.
+            if let LeaseRequest::Release(lease, _) = &request {
+                self.facts.released = self.facts.released.max(Some(lease.epoch));
+            }
+            self.facts.lanes.lease = Some(Sent {
+                ticket,
+                at: self.facts.now,
+                what: request.clone(),
+            });
+            commands.push(Command::Lease(ticket, request));
+        }
+    }
+
+    fn send_read(&mut self, request: ReadRequest, commands: &mut Vec<Command>) {
+        let ticket = self.facts.ticket();
+        self.facts.lanes.read = Some(Sent {
+            ticket,
+            at: self.facts.now,
+            what: request.clone(),
+        });
+        commands.push(Command::Read(ticket, request));
+    }
+
+    pub(super) fn send_write(&mut self, request: WriteRequest, commands: &mut Vec<Command>) {
+        let failed = self.facts.ago(self.facts.lanes.write_failed) < RETRY;
+        if self.facts.lanes.write.is_none() && !failed {
+            let ticket = self.facts.ticket();
+            self.facts.lanes.write = Some(Sent {
+                ticket,
+                at: self.facts.now,
+                what: request.clone(),
+            });
+            commands.push(Command::Write(ticket, request));
+        }
+    }
+
+    fn send_guard(&mut self, request: GuardRequest, commands: &mut Vec<Command>) {
+        let ticket = self.facts.ticket();
+        let what: Option<Deadline> = match &request {
+            GuardRequest::Arm(deadline) => Some(deadline.clone()),
+            GuardRequest::Disarm | GuardRequest::Look => None,
+        };
+        self.facts.lanes.guard = Some(Sent {
+            ticket,
+            at: self.facts.now,
+            what,
+        });
+        commands.push(Command::Guard(ticket, request));
+    }
+}
+
+/// Returns the ticket of a request, for tests of lanes.
+impl From<Ticket> for u64 {
+    fn from(ticket: Ticket) -> Self {
+        ticket.0
+    }
+}
+
+/// An empty document of the `failover` key: nothing is asked for.
+pub(super) const NOTHING_ASKED: Bytes = Bytes::from_static(b"{}");
+
+/// While something is going on, the server is looked at ten times a second: a query on an open
+/// connection costs it a fraction of a millisecond.
+const URGENT: Duration = Duration::from_millis(100);
+
+/// A server that writes or receives is looked at once a second: so old is the position by which
+/// others judge how far behind they are.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// Deaths come as events; a look now and then finds what has no event.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// After a failure. A shorter pause would only add load to what is failing.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// The store tells the rest of a lease in whole seconds.
+const LEASE_LEFT_EVERY: Duration = Duration::from_millis(700);
+
+/// A history file that cannot be read now is not going to be in the next millisecond.
+const HISTORY_AGAIN: Duration = Duration::from_secs(1);
+
+const GUARD_EVERY: Duration = Duration::from_secs(5);
+
+/// How often everybody is asked while the leader is suspected to be gone.
+const SUSPICIOUS: Duration = Duration::from_millis(500);
+
+/// How often at most somebody is asked whose answer is waited for.
+const ASK_AGAIN: Duration = Duration::from_millis(50);

@@ -1,0 +1,337 @@
+//! What the machine knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::lease::{Consent, Holding, Predecessor, Promise};
+use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
+use crate::cluster::Cluster;
+use crate::config::DynamicConfig;
+use crate::dcs::{Key, Lease};
+use crate::guard::{Deadline, GuardErrorKind, GuardStatus};
+use crate::history::History;
+use crate::ids::{Epoch, MemberName, OpId, Revision, SlotName, SystemId};
+use crate::peer::PeerStatus;
+use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus};
+use crate::time::NodeTime;
+use crate::wal::Timeline;
+
+/// Observations and obligations, each with its age.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Facts {
+    /// The time of the latest step.
+    pub now: NodeTime,
+    /// When the agent started.
+    pub started: NodeTime,
+    /// What the store said last; `at` is when the request left.
+    pub cluster: Option<Seen<Arc<Cluster>>>,
+    /// Since when the store has not answered a read.
+    pub store_failing: Option<(NodeTime, String)>,
+    /// The configuration in force.
+    pub config: Arc<DynamicConfig>,
+    /// The lock, if it is ours.
+    pub holding: Option<Holding>,
+    /// The greatest epoch that this node gave up.
+    pub given_up: Option<Epoch>,
+    /// Whether an earlier attempt to take the lock may still take it.
+    pub unsettled: bool,
+    /// The epoch under which the right to bootstrap was claimed.
+    pub claimed: Option<Epoch>,
+    /// The consent of the members.
+    pub consent: Option<Consent>,
+    /// The latest lease that was held, which a consent continues.
+    pub last_lease: Option<Lease>,
+    /// What this node promised.
+    pub promise: Option<Promise>,
+    /// Whether the store ever had the record of a holding.
+    pub record_seen: bool,
+    /// The latest epoch that was given up by a release: whoever reads of it may write at once.
+    pub released: Option<Epoch>,
+    /// Who held the lock before.
+    pub predecessor: Option<Predecessor>,
+    /// What PostgreSQL was when it was looked at last; `at` is when the look began.
+    pub pg: Option<Seen<PgStatus>>,
+    /// Whether its position was another one at the look before.
+    pub moved: bool,
+    /// Since when looking at PostgreSQL fails altogether.
+    pub pg_failing: Option<(NodeTime, String)>,
+    /// Since when the server has been what it is: down, busy, hung or running.
+    pub server_since: NodeTime,
+    /// Since when a running standby has not been streaming.
+    pub not_streaming_since: Option<NodeTime>,
+    /// The timeline that this server was last seen to write.
+    pub led: Option<Timeline>,
+    /// The history of this node's own timeline.
+    pub own_history: Option<History>,
+    /// The history of another server: whose, and in which epoch of the lock it was asked.
+    pub leader_history: Option<LeaderHistory>,
+    /// The guard.
+    pub guard: Option<Seen<GuardStatus>>,
+    /// Since when and why the guard does not answer.
+    pub guard_failing: Option<(NodeTime, Failure<GuardErrorKind>)>,
+    /// The deadline that the guard acknowledged last and that still stands.
+    pub armed: Option<Deadline>,
+    /// The operation under way.
+    pub op: Option<RunningOp>,
+    /// When the latest operation or fence ended: a look that began before it is out of date.
+    pub settled_at: NodeTime,
+    /// Since when a fence is under way.
+    pub fencing: Option<NodeTime>,
+    /// When a fence last proved that no process of the server is left.
+    pub fenced_at: Option<NodeTime>,
+    /// Operations that failed since they last succeeded.
+    pub failures: BTreeMap<PgOpKind, OpFailure>,
+    /// A hand-over whose stop was clean: for whom, and since when it waits for the release.
+    pub handed_over: Option<HandedOver>,
+    /// A primary that was promoted and has not checkpointed since.
+    pub checkpoint_pending: bool,
+    /// When this node last became a primary, and from where: for the `history` key.
+    pub promoted: bool,
+    /// What peers answered last.
+    pub peers: BTreeMap<MemberName, Seen<Option<PeerStatus>>>,
+    /// The members whose consent keeps a primary, as the store said last. A list that was deleted
+    /// binds on: the primary may live by it and not know.
+    pub failsafe: Option<BTreeMap<MemberName, String>>,
+    /// Members of the last snapshot that had a leader, with their API URLs: whom a race must ask.
+    pub electorate: BTreeMap<MemberName, String>,
+    /// When each member's slot was wanted last.
+    pub slot_seen: BTreeMap<SlotName, NodeTime>,
+    /// When slots were last created and dropped.
+    pub slots_at: Option<NodeTime>,
+    /// A switchover that was given up, with why, so that it is not tried again.
+    pub refused_failover: Option<(Revision, String)>,
+    /// A switchover that this node released the lock for: its revision.
+    pub shutdown: bool,
+    /// Whether the agent is to leave guard and server running.
+    pub detach: Option<NodeTime>,
+    /// Whether the exit was commanded.
+    pub exiting: bool,
+    /// The requests under way.
+    pub lanes: Lanes,
+    /// What was written last, so that only changes are.
+    pub written: Written,
+    /// The system identifier, once seen on disk.
+    pub system_id: Option<SystemId>,
+}
+
+/// Something seen, and when the look at it began.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Seen<T> {
+    /// When the look began.
+    pub at: NodeTime,
+    /// What was seen.
+    pub value: T,
+}
+
+/// The history of another server.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LeaderHistory {
+    /// Whose it is.
+    pub name: MemberName,
+    /// The epoch that this one held when the question left.
+    pub epoch: Option<Epoch>,
+    /// When the question left.
+    pub at: NodeTime,
+    /// Its system identifier and history, or why there is no answer.
+    pub answer: Result<(SystemId, History), String>,
+}
+
+/// The operation under way.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RunningOp {
+    /// Its number.
+    pub id: OpId,
+    /// The operation.
+    pub op: PgOp,
+    /// When it was started.
+    pub since: NodeTime,
+    /// Whether it was told to stop.
+    pub cancelled: bool,
+}
+
+/// An operation that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OpFailure {
+    /// When it failed last.
+    pub at: NodeTime,
+    /// How often in a row.
+    pub times: u32,
+    /// What that means.
+    pub kind: PgErrorKind,
+    /// What was wrong.
+    pub text: String,
+}
+
+/// A server that was stopped for a successor.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HandedOver {
+    /// The successor, if one was named.
+    pub candidate: Option<MemberName>,
+    /// When the stop was done.
+    pub at: NodeTime,
+}
+
+/// The requests under way, at most one a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Lanes {
+    /// The last ticket that was given out.
+    pub ticket: Ticket,
+    /// The last operation number that was given out.
+    pub op: OpId,
+    /// On the lease lane.
+    pub lease: Option<Sent<LeaseRequest>>,
+    /// On the read lane.
+    pub read: Option<Sent<ReadRequest>>,
+    /// On the write lane.
+    pub write: Option<Sent<WriteRequest>>,
+    /// A look at PostgreSQL.
+    pub observe: Option<Sent<()>>,
+    /// A question for a history.
+    pub history: Option<Sent<Option<MemberName>>>,
+    /// A request to the guard, with the deadline if it sets one.
+    pub guard: Option<Sent<Option<Deadline>>>,
+    /// Questions to peers.
+    pub peers: BTreeMap<MemberName, Sent<()>>,
+    /// A round of questions for consent, with the members asked.
+    pub consent: Option<Sent<BTreeSet<MemberName>>>,
+    /// Whether the store hinted at a change since the last read left.
+    pub read_wanted: bool,
+    /// Whether something about the server may have changed since the last look began.
+    pub observe_wanted: bool,
+    /// When the last snapshot read left.
+    pub read_at: Option<NodeTime>,
+    /// When the last write that failed ended, so that the next one waits a little.
+    pub write_failed: Option<NodeTime>,
+    /// When the last lease request that failed ended.
+    pub lease_failed: Option<NodeTime>,
+    /// When reading this node's own history failed last.
+    pub history_failed: Option<NodeTime>,
+    /// When the last consent round ended.
+    pub consent_at: Option<NodeTime>,
+    /// When the lease of the holder was asked for last.
+    pub left_at: Option<NodeTime>,
+}
+
+/// A request that left.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Sent<T> {
+    /// Its number.
+    pub ticket: Ticket,
+    /// When it left.
+    pub at: NodeTime,
+    /// What it asks.
+    pub what: T,
+}
+
+/// What was written last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Written {
+    /// The member record, and when.
+    pub member: Option<(NodeTime, Bytes)>,
+    /// The documents, and when.
+    pub documents: BTreeMap<Key, (NodeTime, Bytes)>,
+}
+
+impl Facts {
+    /// Creates the facts of an agent that starts at `now` and knows nothing.
+    pub fn new(now: NodeTime) -> Self {
+        Self {
+            now,
+            started: now,
+            cluster: None,
+            store_failing: None,
+            config: Arc::new(DynamicConfig::absent()),
+            holding: None,
+            given_up: None,
+            unsettled: false,
+            claimed: None,
+            consent: None,
+            last_lease: None,
+            promise: None,
+            record_seen: false,
+            released: None,
+            predecessor: None,
+            pg: None,
+            moved: false,
+            pg_failing: None,
+            server_since: now,
+            not_streaming_since: None,
+            led: None,
+            own_history: None,
+            leader_history: None,
+            guard: None,
+            guard_failing: None,
+            armed: None,
+            op: None,
+            settled_at: now,
+            fencing: None,
+            fenced_at: None,
+            failures: BTreeMap::new(),
+            handed_over: None,
+            checkpoint_pending: false,
+            promoted: false,
+            peers: BTreeMap::new(),
+            failsafe: None,
+            electorate: BTreeMap::new(),
+            slot_seen: BTreeMap::new(),
+            slots_at: None,
+            refused_failover: None,
+            shutdown: false,
+            detach: None,
+            exiting: false,
+            lanes: Lanes::default(),
+            written: Written::default(),
+            system_id: None,
+        }
+    }
+
+    /// Returns the next ticket.
+    pub(super) fn ticket(&mut self) -> Ticket {
+        self.lanes.ticket.0 += 1;
+        self.lanes.ticket
+    }
+
+    /// Notes that `op` is under way.
+    pub(super) fn start_op(&mut self, op: PgOp) -> OpId {
+        assert!(self.op.is_none(), "one operation at a time");
+        self.lanes.op.0 += 1;
+        let id = self.lanes.op;
+        self.op = Some(RunningOp {
+            id,
+            op,
+            since: self.now,
+            cancelled: false,
+        });
+        id
+    }
+
+    /// Gives up the lock, for ever as far as this epoch goes.
+    pub(super) fn give_up(&mut self) {
+        if let Some(holding) = self.holding.take() {
+            self.given_up = self.given_up.max(Some(holding.lease.epoch));
+            self.handed_over = None;
+        }
+    }
+
+    /// Returns whether the configuration in force is one that the store has.
+    pub(super) fn config_known(&self) -> bool {
+        self.cluster
+            .as_ref()
+            .is_some_and(|seen| seen.value.config.is_some())
+    }
+
+    /// Returns whether the latest look at PostgreSQL began after the latest operation ended.
+    pub fn pg_is_current(&self) -> bool {
+        self.pg
+            .as_ref()
+            .is_some_and(|seen| seen.at >= self.settled_at)
+    }
+
+    /// Returns how long ago something happened, or a very long time if it never did.
+    pub fn ago(&self, at: Option<NodeTime>) -> Duration {
+        at.map_or(Duration::MAX, |at| self.now.since(at))
+    }
+}

@@ -1,0 +1,309 @@
+//! When this node may write: the laws of the lease and of consent, as arithmetic.
+//!
+//! 1. A lease counts from when its request left, never from when the answer came.
+//! 2. Writes end strictly before the lease does: the hard deadline is `base + ttl x 99 % - B`.
+//!    1 % is the greatest difference between the rates of two clocks, B the fence's worst time.
+//! 3. `base` is the older of two moments: when the last renewal that succeeded left, and when the
+//!    last read that showed the key to be ours left. A store may keep a lease alive whose key
+//!    somebody deleted, and then the renewals alone would prove nothing.
+//! 4. An epoch that was given up is never held again.
+
+use std::time::Duration;
+
+use crate::cluster::ReleaseDocument;
+use crate::dcs::{LeaderRecord, Lease};
+use crate::guard::Deadline;
+use crate::ids::{Epoch, MemberName, Revision};
+use crate::status::{Leadership, PermittedBy};
+use crate::time::NodeTime;
+
+/// The lock, held by this node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Holding {
+    /// The lease.
+    pub lease: Lease,
+    /// When the request left that the lease lives by: the acquisition, or the latest renewal that
+    /// succeeded.
+    pub renewed: NodeTime,
+    /// When the latest read left that showed the lock to be ours.
+    pub confirmed: NodeTime,
+    /// Whether the latest renewal failed.
+    pub failing: bool,
+    /// When all who held the lock before cannot write any more; `None` until a read that left
+    /// after the acquisition said who they were.
+    pub clear: Option<NodeTime>,
+    /// Whether the store has the record of this holding. Nothing is written by it before: a
+    /// candidate that never saw the leader key must find out that there was a holder.
+    pub recorded: bool,
+}
+
+/// The consent of all members, held by a primary without the store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Consent {
+    /// The lease that the permission continues.
+    pub lease: Lease,
+    /// When the first request of the round left that all accepted.
+    pub asked: NodeTime,
+}
+
+/// A promise to another node not to acquire, hold or promote.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Promise {
+    /// The primary that asked.
+    pub to: MemberName,
+    /// Until when.
+    pub until: NodeTime,
+}
+
+/// Who held the lock before, for as long as it may still write.
+///
+/// A lock that vanished is not a lease that ended: keys get deleted, stores get wiped, and an old
+/// etcd leader may revoke early. A candidate therefore waits out the longest possible deadline of
+/// the holder before it, unless it has proof that this one cannot write any more.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Predecessor {
+    /// Its name, if the key held one.
+    pub name: Option<MemberName>,
+    /// The leader key as last seen; `None` if this agent never saw one.
+    pub record: Option<LeaderRecord>,
+    /// The holding that the `release` key told of, if this agent never saw its leader key.
+    pub told: Option<Epoch>,
+    /// The longest ttl it may have had, as far as that is known.
+    pub ttl: Option<Duration>,
+    /// When the first answer came that showed the key gone; `None` while it is there.
+    pub gone: Option<NodeTime>,
+    /// The revision of that answer.
+    pub gone_revision: Option<Revision>,
+    /// How long its lease lasted when the store was asked: when the question left, and the rest.
+    pub left: Option<(NodeTime, Duration)>,
+    /// Why it cannot write any more, once that is proven.
+    pub proof: Option<Proof>,
+}
+
+/// Why a former holder of the lock cannot write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Proof {
+    /// It left the record of a release in the transaction that removed the key.
+    Released,
+    /// The store says that the lease ended, and it had grown as old as that by our own clock.
+    Aged,
+    /// It says so itself: its server is down or a standby.
+    Vouched,
+    /// It is this node, whose own server is known.
+    Own,
+    /// There never was one: the cluster is new.
+    NewCluster,
+}
+
+impl Holding {
+    /// Creates the holding that a request which left at `sent` brought.
+    pub fn new(lease: Lease, sent: NodeTime) -> Self {
+        Self {
+            lease,
+            renewed: sent,
+            confirmed: sent,
+            failing: false,
+            clear: None,
+            recorded: false,
+        }
+    }
+
+    /// Returns the document that records this holding.
+    pub fn record(&self, me: &MemberName) -> ReleaseDocument {
+        ReleaseDocument {
+            epoch: self.lease.epoch,
+            name: me.to_string(),
+            ttl: Some(self.lease.ttl),
+            taken: true,
+            position: None,
+            candidate: None,
+            revision: Revision(0),
+        }
+    }
+
+    /// Returns the moment that the permission counts from.
+    pub fn base(&self) -> NodeTime {
+        self.renewed.min(self.confirmed)
+    }
+
+    /// Returns whether the lease itself can still be alive by this node's clock.
+    pub fn is_alive(&self, now: NodeTime) -> bool {
+        now < self.renewed + self.lease.ttl
+    }
+
+    /// Returns the permission to write that it gives.
+    pub fn leadership(&self, fence_budget: Duration) -> Leadership {
+        let until = hard(self.base(), self.lease.ttl, fence_budget);
+        Leadership {
+            epoch: self.lease.epoch,
+            until,
+            by: PermittedBy::Lease,
+        }
+    }
+}
+
+impl Consent {
+    /// Returns the permission to write that it gives.
+    pub fn leadership(&self, fence_budget: Duration) -> Leadership {
+        let until = hard(self.asked, self.lease.ttl, fence_budget);
+        Leadership {
+            epoch: self.lease.epoch,
+            until,
+            by: PermittedBy::Consent,
+        }
+    }
+}
+
+impl Predecessor {
+    /// Returns the end of its longest possible deadline, or `None` while it holds the lock.
+    ///
+    /// It cannot have confirmed its lock after the key was gone, and the key was gone when the
+    /// answer came that showed it.
+    pub fn may_write_until(&self) -> Option<NodeTime> {
+        self.gone.map(|gone| gone + self.longest())
+    }
+
+    /// Returns how long it may go on writing after its lock is gone, at most.
+    pub fn longest(&self) -> Duration {
+        self.ttl.unwrap_or(UNKNOWN_TTL)
+    }
+
+    /// Returns why it cannot write any more at `now`, or until when it may.
+    ///
+    /// # Errors
+    /// The end of its longest possible deadline; `NodeTime(u64::MAX)` while it holds the lock.
+    pub fn cannot_write(&self, now: NodeTime) -> Result<Option<Proof>, NodeTime> {
+        if self.proof.is_some() {
+            return Ok(self.proof);
+        }
+        self.waited_out(now)
+    }
+
+    /// Returns as [`cannot_write`](Self::cannot_write), by the clock alone.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn waited_out(&self, now: NodeTime) -> Result<Option<Proof>, NodeTime> {
+        match self.may_write_until() {
+            Some(until) if now >= until => Ok(None),
+            Some(until) => Err(until),
+            None => Err(NodeTime(u64::MAX)),
+        }
+    }
+
+    /// Returns the epoch of the holding, if it is known.
+    pub fn epoch(&self) -> Option<Epoch> {
+        let seen = self.record.as_ref().map(|record| record.epoch);
+        seen.max(self.told)
+    }
+}
+
+/// Returns the guard's deadline for a permission that ends at `until`.
+pub fn deadline(leadership: &Leadership, lease: &Lease) -> Deadline {
+    Deadline {
+        epoch: leadership.epoch,
+        secret: lease.secret.clone(),
+        soft: leadership.until.before(soft_margin(lease.ttl)),
+        hard: leadership.until,
+    }
+}
+
+/// Returns how often the lock is renewed.
+pub fn renew_every(ttl: Duration) -> Duration {
+    ttl / 4
+}
+
+fn hard(base: NodeTime, ttl: Duration, fence_budget: Duration) -> NodeTime {
+    (base + ttl)
+        .before(ttl / RATE_DIFFERENCE)
+        .before(fence_budget)
+}
+
+/// A fast stop of a server with level standbys takes some tens of milliseconds; a sixth of the
+/// ttl leaves room for a busy one, and two seconds is where waiting longer loses more writes than
+/// a kill would.
+fn soft_margin(ttl: Duration) -> Duration {
+    (ttl / 6).clamp(Duration::from_millis(400), Duration::from_secs(2))
+}
+
+/// Patroni's default, which is longer than any that spilo sets by itself.
+const UNKNOWN_TTL: Duration = Duration::from_secs(30);
+
+/// One hundredth: no two clocks that are kept by NTP, or by nobody, differ more in rate.
+const RATE_DIFFERENCE: u32 = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dcs::LeaseSecret;
+
+    fn lease(ttl: u64) -> Lease {
+        Lease {
+            epoch: Epoch(7),
+            secret: LeaseSecret("s".to_owned()),
+            ttl: Duration::from_secs(ttl),
+        }
+    }
+
+    const BUDGET: Duration = Duration::from_millis(250);
+
+    #[test]
+    fn writes_end_before_the_lease_does() {
+        let holding = Holding::new(lease(10), NodeTime(1000));
+        assert_eq!(
+            holding.leadership(BUDGET).until,
+            NodeTime(1000 + 9900 - 250)
+        );
+    }
+
+    #[test]
+    fn a_renewal_without_a_confirming_read_extends_nothing() {
+        let mut holding = Holding::new(lease(10), NodeTime(1000));
+        holding.renewed = NodeTime(6000);
+        assert_eq!(
+            holding.leadership(BUDGET).until,
+            NodeTime(1000 + 9900 - 250)
+        );
+        holding.confirmed = NodeTime(5000);
+        assert_eq!(
+            holding.leadership(BUDGET).until,
+            NodeTime(5000 + 9900 - 250)
+        );
+    }
+
+    #[test]
+    fn a_candidate_outlasts_every_deadline_of_a_vanished_holder() {
+        // The holder's last confirming read left at most when the key was found gone.
+        let holding = Holding::new(lease(10), NodeTime(50_000));
+        let gone = Predecessor {
+            name: None,
+            record: None,
+            told: None,
+            ttl: Some(Duration::from_secs(10)),
+            gone: Some(NodeTime(50_000)),
+            gone_revision: None,
+            left: None,
+            proof: None,
+        };
+        let free = gone.may_write_until().unwrap();
+        assert!(holding.leadership(Duration::ZERO).until < free);
+        assert_eq!(
+            gone.cannot_write(free.before(Duration::from_millis(1))),
+            Err(free)
+        );
+        assert_eq!(gone.cannot_write(free), Ok(None));
+    }
+
+    #[test]
+    fn the_soft_deadline_leaves_time_before_the_hard_one() {
+        for (ttl, margin) in [(3, 500), (10, 1666), (30, 2000)] {
+            let holding = Holding::new(lease(ttl), NodeTime(100_000));
+            let deadline = deadline(&holding.leadership(BUDGET), &holding.lease);
+            assert_eq!(
+                deadline.hard - deadline.soft,
+                Duration::from_millis(margin),
+                "ttl {ttl}"
+            );
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! Who holds the lock, who held it before, and from when on that one cannot write any more.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Machine;
+use super::lease::{Predecessor, Proof};
+use crate::cluster::{Cluster, Initialize, MemberRole};
+use crate::dcs::LeaderRecord;
+use crate::ids::MemberName;
+use crate::time::NodeTime;
+
+impl Machine {
+    /// The store says that the lease of the last holder has ended. That alone is no proof: an old
+    /// leader of the store may have revoked it early. It is one if our own clock agrees.
+    pub(super) fn lease_ended(&mut self, record: &LeaderRecord) {
+        let now = self.facts.now;
+        if let Some(before) = self.facts.predecessor.as_mut()
+            && before.record.as_ref() == Some(record)
+            && before.gone.is_some()
+            && let Some((asked, left)) = before.left
+            && now >= asked + left
+        {
+            before.proof = before.proof.or(Some(Proof::Aged));
+        }
+    }
+
+    /// What a snapshot means for our own holding, and for who held the lock before.
+    pub(super) fn note_lock(&mut self, at: NodeTime, cluster: &Cluster) {
+        let ours = self.facts.holding.as_ref().map(|held| held.lease.epoch);
+        let there = cluster.leader.as_ref().map(|leader| leader.record.epoch);
+        match (ours, there) {
+            (Some(ours), Some(there)) if ours == there => {
+                let clear = self.clear_of_others(cluster);
+                if let Some(held) = self.facts.holding.as_mut() {
+                    held.confirmed = held.confirmed.max(at);
+                    held.clear = held.clear.or(Some(clear));
+                }
+            }
+            // A snapshot from before our acquisition says nothing about it.
+            (Some(ours), _) if cluster.revision.0 < ours.0 => return,
+            (Some(_), _) => self.facts.give_up(),
+            (None, _) => {}
+        }
+        let facts = &mut self.facts;
+        let me = &self.identity.name;
+        if let Some(leader) = &cluster.leader {
+            // A fresh leader key settles any consent of before: somebody holds the lock.
+            if leader.name.as_ref() != Some(me) {
+                facts.consent = None;
+            }
+            let same =
+                |p: &Predecessor| p.record.as_ref().map(|r| r.epoch) == Some(leader.record.epoch);
+            let last = facts.predecessor.as_ref().filter(|p| same(p));
+            let left = last.and_then(|p| p.left);
+            let recorded = cluster
+                .release
+                .as_ref()
+                .filter(|record| record.epoch == leader.record.epoch);
+            let longest = last
+                .and_then(|p| p.ttl)
+                .max(recorded.and_then(|record| record.ttl))
+                .max(ttl_of(cluster));
+            facts.predecessor = Some(Predecessor {
+                name: leader.name.clone(),
+                record: Some(leader.record.clone()),
+                told: None,
+                ttl: longest,
+                gone: None,
+                gone_revision: None,
+                left,
+                proof: None,
+            });
+            return;
+        }
+        self.lock_is_free(cluster);
+    }
+
+    /// What it means that nobody has the key, for the last one that is known to have had it.
+    fn lock_is_free(&mut self, cluster: &Cluster) {
+        let now = self.facts.now;
+        let facts = &mut self.facts;
+        let me = &self.identity.name;
+        let config_ttl = cluster.config.as_ref().map(|document| document.config.ttl);
+        let before = facts.predecessor.get_or_insert_with(|| Predecessor {
+            name: None,
+            record: None,
+            told: None,
+            ttl: config_ttl,
+            gone: None,
+            gone_revision: None,
+            left: None,
+            proof: is_new(cluster).then_some(Proof::NewCluster),
+        });
+        // A whole holding that this agent never saw the key of.
+        if let Some(record) = &cluster.release
+            && Some(record.epoch) > before.epoch()
+        {
+            *before = Predecessor {
+                name: MemberName::new(record.name.clone()).ok(),
+                record: None,
+                told: Some(record.epoch),
+                ttl: before.ttl.max(config_ttl).max(record.ttl),
+                gone: None,
+                gone_revision: None,
+                left: None,
+                proof: None,
+            };
+        }
+        before.gone = before.gone.or(Some(now));
+        before.gone_revision = before.gone_revision.or(Some(cluster.revision));
+        if before.name.as_ref() == Some(me) && Some(before.epoch()) == Some(facts.given_up) {
+            before.proof = before.proof.or(Some(Proof::Own));
+        }
+        if let Some(release) = &cluster.release
+            && before.epoch() == Some(release.epoch)
+        {
+            before.ttl = before.ttl.max(release.ttl);
+            let released = (!release.taken).then_some(Proof::Released);
+            before.proof = before.proof.or(released);
+        }
+        vouched_by_record(before, cluster);
+    }
+
+    /// Returns when all who may have held the lock before this holding cannot write any more.
+    ///
+    /// What was waited for or proven before the lock was taken was about the last holder that this
+    /// agent knew. Another may have taken the lock since and lost its key while nobody looked, and
+    /// may be writing; its record is in the store, unless that was wiped as well.
+    fn clear_of_others(&self, cluster: &Cluster) -> NodeTime {
+        let facts = &self.facts;
+        // Nobody can have taken the lock before our own permission ends.
+        let kept = facts
+            .armed
+            .as_ref()
+            .is_some_and(|d| facts.now < d.hard && Some(d.epoch) > facts.released);
+        let ours = facts.holding.as_ref().map(|held| held.lease.epoch);
+        let before = facts.predecessor.as_ref();
+        let known = before.and_then(Predecessor::epoch);
+        let unseen = match &cluster.release {
+            Some(record) => {
+                Some(record.epoch) > known && Some(record.epoch) != ours && record.taken
+            }
+            None => facts.record_seen,
+        };
+        if kept || !unseen {
+            return facts.now;
+        }
+        let longest = before.map_or(Duration::ZERO, Predecessor::longest);
+        facts.now + longest.max(facts.config.ttl)
+    }
+}
+
+/// A cluster that nobody can have written in: there was no bootstrap, and no member has a log.
+fn is_new(cluster: &Cluster) -> bool {
+    cluster.initialize == Initialize::Absent
+        && cluster.config.is_none()
+        && cluster.status.is_none()
+        && cluster.history.is_none()
+        && cluster.release.is_none()
+        && cluster
+            .members
+            .values()
+            .all(|m| m.position().is_none() && m.timeline.is_none())
+}
+
+/// A Patroni peer releases the lock without a record of ours, and then says in its member record
+/// that its server is down or a standby. A record that is newer than the deletion is its word.
+fn vouched_by_record(before: &mut Predecessor, cluster: &Cluster) {
+    let Some(gone) = before.gone_revision else {
+        return;
+    };
+    let Some(member) = before
+        .name
+        .as_ref()
+        .and_then(|name| cluster.members.get(name))
+    else {
+        return;
+    };
+    // One of ours may have written it before it saw that the key is gone, and promote still. It
+    // says over HTTP what it knows, and releases with a record.
+    if member.raw.contains_key("spilo_version") {
+        return;
+    }
+    let standby = matches!(member.role, MemberRole::Replica | MemberRole::Demoted);
+    let down = matches!(
+        member.state.as_str(),
+        "stopped" | "crashed" | "start failed"
+    );
+    if member.revision > gone && member.role != MemberRole::Promoted && (standby || down) {
+        before.proof = before.proof.or(Some(Proof::Vouched));
+    }
+}
+
+pub(super) fn electorate(me: &MemberName, cluster: &Cluster) -> BTreeMap<MemberName, String> {
+    let members = cluster
+        .members
+        .values()
+        .filter_map(|m| Some((m.name.clone(), m.api_url.clone()?)));
+    let failsafe = cluster
+        .failsafe
+        .iter()
+        .flatten()
+        .map(|(n, u)| (n.clone(), u.clone()));
+    failsafe
+        .chain(members)
+        .filter(|(name, _)| name != me)
+        .collect()
+}
+
+/// Returns the ttl of the leader's lease, once its kind and the configuration are known: Patroni
+/// nodes raise a ttl below 20 s to that, whatever the configuration says.
+fn ttl_of(cluster: &Cluster) -> Option<Duration> {
+    let config = cluster.config.as_ref()?.config.ttl;
+    let ours = cluster.leader_member()?.raw.contains_key("spilo_version");
+    Some(if ours {
+        config
+    } else {
+        config.max(Duration::from_secs(20))
+    })
+}

@@ -1,0 +1,290 @@
+//! The laws of the lease and of consent.
+
+use super::*;
+use crate::decide::Rule;
+use crate::pg::PgOp;
+
+#[test]
+fn a_lease_counts_from_when_the_request_left() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    trace.snapshot(free(25, Some(released("b", 20))));
+    trace.answer_peer("b", Some(peer()));
+    let left = trace.now;
+    // The answer takes two seconds.
+    trace.pass(2000);
+    trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
+    trace.snapshot(led_by("a", 30));
+    trace.write_all();
+    assert_eq!(trace.until(), Some(left.0 + 9900 - 250));
+}
+
+#[test]
+fn f10_the_lease_is_renewed_in_every_quarter_of_its_time() {
+    let mut trace = trace();
+    trace.acquire();
+    let mut last = trace.now;
+    for _ in 0..400 {
+        trace.step(50, Event::Tick);
+        if let Some((_, LeaseRequest::Renew(_))) = &trace.lease {
+            assert!(
+                trace.now.since(last) <= Duration::from_millis(2600),
+                "{last}"
+            );
+            last = trace.now;
+            trace.answer_lease(Ok(LeaseAnswer::Done));
+        }
+    }
+    assert!(trace.now.since(last) <= Duration::from_millis(2600));
+}
+
+#[test]
+fn f9_the_permission_ends_before_the_lease_whatever_was_said_before() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    let until = NodeTime(trace.until().unwrap());
+    let status = trace.machine.status();
+    assert!(status.is_writable(until.before(Duration::from_millis(1))));
+    assert!(!status.is_writable(until));
+}
+
+#[test]
+fn nothing_is_written_by_a_holding_before_the_store_has_the_record_of_it() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    trace.snapshot(free(25, Some(released("b", 20))));
+    trace.answer_peer("b", Some(peer()));
+    trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
+    trace.snapshot(led_by("a", 30));
+    trace.pass(500);
+    assert_eq!(trace.until(), None);
+    assert_eq!(trace.rule(), Rule::PermissionShort);
+    trace.write_all();
+    assert!(trace.until().is_some());
+}
+
+#[test]
+fn a_promotion_whose_lease_is_lost_is_cancelled_and_fenced() {
+    let mut trace = trace();
+    trace.acquire();
+    let promotes = |c: &Command| matches!(c, Command::StartOp(_, PgOp::Promote));
+    assert!(trace.commands.iter().any(promotes), "{:?}", trace.rule());
+    trace.commands.clear();
+    trace.snapshot(led_by("b", 40));
+    assert_eq!(trace.rule(), Rule::OperationWithoutPermission);
+    let cancels = |c: &Command| matches!(c, Command::CancelOp(_));
+    assert!(trace.commands.iter().any(cancels) && trace.commands.contains(&Command::Fence));
+}
+
+#[test]
+fn an_epoch_that_was_given_up_is_never_held_again() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.snapshot(free(35, None));
+    assert_eq!(trace.machine.facts().given_up, Some(Epoch(30)));
+    // A renewal of it that was under way, and an old answer to an acquisition, change nothing.
+    trace.step(1, Event::Lease(Ticket(1), Ok(LeaseAnswer::Held(lease(30)))));
+    assert_eq!(trace.machine.facts().holding, None);
+    // Even as the answer to a request that is under way.
+    let mut trace = trace_that_gave_up_30();
+    for _ in 0..400 {
+        if let Some(ticket) = trace.peers.remove(&name("b")) {
+            trace.step(1, Event::PeerAnswered(ticket, name("b"), None));
+        }
+        if trace.observe.is_some() {
+            trace.look(standby());
+        }
+        if trace.lease.is_some() {
+            break;
+        }
+        trace.step(50, Event::Tick);
+    }
+    assert!(
+        matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))),
+        "{}",
+        trace.rule()
+    );
+    trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
+    assert!(trace.machine.facts().unsettled);
+    assert_eq!(trace.machine.facts().holding, None);
+}
+
+#[test]
+fn f18_an_acquisition_without_an_answer_is_settled_before_anything_else() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    trace.snapshot(free(25, Some(released("b", 20))));
+    trace.answer_peer("b", Some(peer()));
+    trace.answer_lease(Err(DcsErrorKind::Indeterminate));
+    // It even has the key, by name: only an answer makes it ours.
+    trace.snapshot(led_by("a", 30));
+    assert_eq!(trace.machine.facts().holding, None);
+    trace.pass(500);
+    assert_eq!(
+        trace.lease.as_ref().map(|(_, r)| r),
+        Some(&LeaseRequest::Settle)
+    );
+    trace.answer_lease(Err(DcsErrorKind::Unavailable));
+    trace.pass(500);
+    assert_eq!(
+        trace.lease.as_ref().map(|(_, r)| r),
+        Some(&LeaseRequest::Settle)
+    );
+    assert_eq!(trace.ask_consent(), ConsentAnswer::Busy);
+    trace.answer_lease(Ok(LeaseAnswer::Done));
+    assert!(!trace.machine.facts().unsettled);
+}
+
+#[test]
+fn f14_no_failed_request_ends_the_permission_while_there_is_time() {
+    for kind in [
+        DcsErrorKind::Indeterminate,
+        DcsErrorKind::Unavailable,
+        DcsErrorKind::Refused,
+    ] {
+        let mut trace = trace();
+        trace.acquire();
+        trace.look(primary());
+        let until = trace.until();
+        while trace.lease.is_none() {
+            trace.step(50, Event::Tick);
+        }
+        trace.answer_lease(Err(kind));
+        assert_eq!(trace.until(), until, "{kind:?}");
+        assert!(!trace.commands.contains(&Command::Fence), "{kind:?}");
+    }
+}
+
+#[test]
+fn consent_is_refused_by_whoever_leads_and_a_promise_forbids_to_race_for_a_ttl() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    assert_eq!(
+        trace.ask_consent(),
+        ConsentAnswer::Accepted(Some(Lsn(1000)))
+    );
+    let promised = trace.now;
+    trace.snapshot(free(25, Some(released("b", 20))));
+    while trace.now.since(promised) < Duration::from_millis(9900) {
+        assert_eq!(trace.lease, None);
+        assert_eq!(trace.rule(), Rule::Promised);
+        trace.step(50, Event::Tick);
+    }
+    trace.pass(200);
+    assert_ne!(trace.rule(), Rule::Promised);
+    let mut holder = super::trace();
+    holder.acquire();
+    assert_eq!(holder.ask_consent(), ConsentAnswer::RunningAsLeader);
+}
+
+#[test]
+fn consent_counts_from_the_first_request_and_needs_all() {
+    for all in [false, true] {
+        let mut trace = trace();
+        trace.acquire();
+        trace.look(primary());
+        let until = trace.until().unwrap();
+        while trace.consent.is_none() {
+            assert!(trace.now.0 < until, "it asks in time");
+            if trace.lease.is_some() {
+                trace.answer_lease(Err(DcsErrorKind::Indeterminate));
+            }
+            trace.step(50, Event::Tick);
+        }
+        let asked = trace.now;
+        trace.step(300, Event::Tick);
+        let ticket = trace.consent.take().unwrap();
+        let accepted = if all {
+            BTreeMap::from([(name("b"), None)])
+        } else {
+            BTreeMap::new()
+        };
+        trace.step(1, Event::ConsentAnswered(ticket, accepted));
+        let expected = if all { asked.0 + 9900 - 250 } else { until };
+        assert_eq!(trace.until(), Some(expected));
+    }
+}
+
+#[test]
+fn f8_the_same_trace_at_another_time_is_decided_the_same() {
+    let rules = |origin: u64| {
+        let mut trace = trace_from(origin);
+        trace.acquire();
+        let mut rules = vec![trace.rule()];
+        trace.look(primary());
+        for _ in 0..300 {
+            trace.step(50, Event::Tick);
+            rules.push(trace.rule());
+        }
+        rules
+    };
+    assert_eq!(rules(0), rules(7_200_000));
+    assert_eq!(rules(0), rules(1 << 50));
+}
+
+#[test]
+fn f7_a_frozen_holder_that_thaws_does_not_write() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    let op = trace.machine.facts().op.as_ref().expect("it promotes").id;
+    trace.step(1, Event::OpEnded(op, Ok(())));
+    trace.look(primary());
+    assert_eq!(trace.machine.facts().fencing, None);
+    trace.step(20_000, Event::Tick);
+    assert_eq!(trace.rule(), Rule::WriterWithoutPermission);
+    assert!(trace.commands.contains(&Command::Fence));
+}
+
+#[test]
+fn no_changed_byte_of_a_snapshot_stops_the_machine() {
+    let mut seed = 0x2545_F491_4F6C_DD1D_u64;
+    let mut draw = |below: usize| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        usize::try_from(seed >> 40).unwrap() % below
+    };
+    let mut trace = trace();
+    for revision in 30..800 {
+        let mut raw = if draw(2) == 0 {
+            led_by("b", revision)
+        } else {
+            free(revision, Some(taken("b", revision)))
+        };
+        raw.revision = Revision(revision + 1);
+        // Another cluster's identifier ends the agent, and rightly.
+        raw.documents.remove(&Key::Initialize);
+        for entry in raw.documents.values_mut().chain(raw.members.values_mut()) {
+            let mut bytes = entry.value.to_vec();
+            for _ in 0..draw(3) {
+                let at = draw(bytes.len());
+                bytes[at] = u8::try_from(draw(256)).unwrap();
+            }
+            entry.value = bytes.into();
+        }
+        trace.snapshot(raw);
+        trace.pass(200);
+        assert!(trace.machine.decision().is_some(), "revision {revision}");
+        if trace.lease.is_some() {
+            trace.answer_lease(Err(DcsErrorKind::Conflict));
+        }
+    }
+}
+
+/// A standby that held epoch 30 and lost it, with nothing under way.
+fn trace_that_gave_up_30() -> Trace {
+    let mut trace = trace();
+    trace.acquire();
+    let op = trace.machine.facts().op.as_ref().expect("it promotes").id;
+    let failure = Failure::new(crate::pg::PgErrorKind::Retry, "no");
+    trace.step(1, Event::OpEnded(op, Err(failure)));
+    trace.look(standby());
+    trace.snapshot(free(35, Some(taken("a", 30))));
+    if trace.lease.is_some() {
+        trace.answer_lease(Err(DcsErrorKind::Conflict));
+    }
+    assert_eq!(trace.machine.facts().given_up, Some(Epoch(30)));
+    trace
+}

@@ -1,0 +1,131 @@
+//! One connection to one endpoint.
+
+use std::time::Duration;
+
+#[cfg(feature = "tls")]
+use etcd_client::{Certificate, Identity, TlsOptions};
+use etcd_client::{Client, ConnectOptions, Error};
+use spilo_core::DcsError;
+use spilo_core::dcs::DcsErrorKind;
+
+use super::options::EtcdOptions;
+use super::{NAME, failure};
+
+/// Makes clients of single endpoints.
+///
+/// etcd-client balances over several by itself, but goes on using one that is frozen or cut off
+/// from its peers, so each client here has one endpoint and the lane chooses.
+#[derive(Debug)]
+pub(super) struct Connector {
+    options: EtcdOptions,
+    endpoints: Vec<String>,
+}
+
+impl Connector {
+    /// Checks the options without connecting.
+    pub(super) fn new(options: EtcdOptions) -> Result<Self, DcsError> {
+        let bad = |problem: String| {
+            DcsError::new(
+                NAME,
+                DcsErrorKind::Refused,
+                "use the configuration",
+                problem,
+            )
+        };
+        if options.endpoints.is_empty() {
+            return Err(bad("there is no endpoint".to_owned()));
+        }
+        let scheme = if options.prefers_tls() {
+            "https"
+        } else {
+            "http"
+        };
+        let mut endpoints = Vec::new();
+        for endpoint in &options.endpoints {
+            let endpoint = endpoint.trim().trim_end_matches('/');
+            let url = match endpoint.split_once("://") {
+                None => format!("{scheme}://{endpoint}"),
+                Some((given, _)) if given == scheme => endpoint.to_owned(),
+                Some(("https", _)) if cfg!(not(feature = "tls")) => {
+                    return Err(bad(format!("{endpoint} takes TLS, which is not built in")));
+                }
+                Some(("https", _)) => {
+                    return Err(bad(format!("{endpoint} takes TLS, and no CA is given")));
+                }
+                Some(("http", _)) => {
+                    return Err(bad(format!("{endpoint} is without TLS, and a CA is given")));
+                }
+                Some(_) => return Err(bad(format!("{endpoint} is neither http nor https"))),
+            };
+            if let Err(error) = url.parse::<http::Uri>() {
+                return Err(bad(format!("{endpoint} is no address")).because(error));
+            }
+            endpoints.push(url);
+        }
+        let connector = Self { options, endpoints };
+        connector
+            .connect_options(true, Duration::ZERO)
+            .map_err(|error| bad(failure::text(&error)).because(error))?;
+        Ok(connector)
+    }
+
+    pub(super) fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    pub(super) fn request_timeout(&self) -> Duration {
+        self.options.request_timeout
+    }
+
+    /// Creates a client, and logs in where there is a user; otherwise nothing is sent yet.
+    pub(super) async fn connect(
+        &self,
+        endpoint: usize,
+        timeout: Duration,
+    ) -> Result<Client, Error> {
+        let url = [&self.endpoints[endpoint]];
+        match Client::connect(url, Some(self.connect_options(true, timeout)?)).await {
+            // Authentication may be switched on later, so a user is no error before.
+            Err(error) if failure::auth_is_off(&error) => {
+                Client::connect(url, Some(self.connect_options(false, timeout)?)).await
+            }
+            result => result,
+        }
+    }
+
+    fn connect_options(&self, login: bool, timeout: Duration) -> Result<ConnectOptions, Error> {
+        let mut options = ConnectOptions::new()
+            // A member that is cut off from its peers says so at once instead of letting us wait.
+            .with_require_leader(true)
+            // Less than the request's time: then a host that is gone fails as "not connected",
+            // which is known to have done nothing, and not as "no answer", which is not.
+            .with_connect_timeout(timeout * 3 / 4)
+            .with_keep_alive(PING_EVERY, PING_TIMEOUT)
+            .with_keep_alive_while_idle(false);
+        if let Some((name, password)) = self.options.user.as_ref().filter(|_| login) {
+            options = options.with_user(name, password);
+        }
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.options.tls {
+            let mut files = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+            if let Some((certificate, key)) = &tls.identity {
+                files = files.identity(Identity::from_pem(read(certificate)?, read(key)?));
+            }
+            options = options.with_tls(files);
+        }
+        Ok(options)
+    }
+}
+
+#[cfg(feature = "tls")]
+fn read(path: &std::path::Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path)
+        .map_err(|error| Error::InvalidArgs(format!("cannot read {}: {error}", path.display())))
+}
+
+/// How often a connection with a stream on it (a watch) is probed: etcd closes connections that
+/// are probed more often than every 5 s.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a probed connection may be silent.
+const PING_TIMEOUT: Duration = Duration::from_secs(3);

@@ -1,0 +1,289 @@
+//! One stream of requests, over whichever endpoint answers.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{Client, Error, GetResponse, LeaseGrantResponse, ResponseHeader, TxnResponse};
+use spilo_core::DcsError;
+use spilo_core::dcs::DcsErrorKind;
+use tokio::time::Instant;
+
+use super::NAME;
+use super::connect::Connector;
+use super::failure::{Verdict, judge, judge_connecting, text};
+use super::seen::Seen;
+
+/// A connection of its own to each endpoint, used one at a time.
+///
+/// The endpoint that answered last is asked first. One that did not answer is connected to anew
+/// the next time, since a connection to a host that vanished looks alive for minutes.
+pub(super) struct Lane {
+    connector: Arc<Connector>,
+    seen: Arc<Seen>,
+    clients: Vec<Mutex<Option<Client>>>,
+    preferred: AtomicUsize,
+}
+
+/// A request in words and in time.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    /// What it is to do, in the infinitive.
+    pub(super) action: String,
+    /// When it must be over, all endpoints together.
+    pub(super) deadline: Instant,
+    pub(super) effect: Effect,
+}
+
+/// What a request does when it is sent again after its outcome was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// It changes nothing.
+    Read,
+    /// Sent twice, it does what it does once, and its answer tells so.
+    Repeatable,
+    /// Sent twice, its second answer may hide what the first one did.
+    Once,
+}
+
+/// An answer that may say which state of etcd it comes from.
+pub(super) trait Answer {
+    /// Returns the state, if it must not be older than what was seen before.
+    fn header(&self) -> Option<&ResponseHeader>;
+}
+
+/// A call in flight.
+pub(super) type Sent<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// A request that failed at one endpoint.
+struct Failed {
+    verdict: Verdict,
+    problem: String,
+    source: Option<Error>,
+}
+
+impl Lane {
+    pub(super) fn new(connector: Arc<Connector>, seen: Arc<Seen>) -> Self {
+        let clients = connector
+            .endpoints()
+            .iter()
+            .map(|_| Mutex::new(None))
+            .collect();
+        Self {
+            connector,
+            seen,
+            clients,
+            preferred: AtomicUsize::new(0),
+        }
+    }
+
+    /// Sends a request to one endpoint after another until one answers, or none is left, or it
+    /// must not be sent again.
+    ///
+    /// # Errors
+    /// `Conflict` only where the request names a lease that does not exist.
+    ///
+    /// # Cancellation
+    /// Safe; what was sent may be done.
+    pub(super) async fn call<'a, T: Answer>(
+        &'a self,
+        request: &Request,
+        send: impl Fn(Client) -> Sent<'a, T> + Send + Sync,
+    ) -> Result<T, DcsError> {
+        let count = self.clients.len();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut maybe_done = false;
+        let mut last = None;
+        for n in 0..count {
+            let at = (first + n) % count;
+            let left = request.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            // A frozen endpoint must leave time for another; a third, since a quorum of etcd
+            // seldom has more than two members in trouble.
+            let untried = u32::try_from(count - n).unwrap_or(u32::MAX).min(3);
+            let share = if request.effect == Effect::Once {
+                left
+            } else {
+                left / untried
+            };
+            let failed = match self.attempt(at, share, &send).await {
+                Ok(answer) => {
+                    self.preferred.store(at, Ordering::Relaxed);
+                    return Ok(answer);
+                }
+                Err(failed) => failed,
+            };
+            self.preferred.store((at + 1) % count, Ordering::Relaxed);
+            let verdict = failed.verdict;
+            tracing::debug!(action = request.action, ?verdict, problem = failed.problem);
+            let lost = matches!(verdict, Verdict::Unknown | Verdict::Foreign);
+            maybe_done |= lost && request.effect != Effect::Read;
+            let stop = match verdict {
+                Verdict::Refused | Verdict::StaleToken | Verdict::Foreign | Verdict::LeaseGone => {
+                    true
+                }
+                Verdict::Unknown => request.effect == Effect::Once,
+                Verdict::NotDone => false,
+            };
+            last = Some(failed);
+            if stop {
+                break;
+            }
+        }
+        Err(request.failed(last, maybe_done))
+    }
+
+    /// Sends a request to one endpoint; a second time with a new login, if only that was wrong.
+    async fn attempt<'a, T: Answer>(
+        &'a self,
+        at: usize,
+        time: Duration,
+        send: &(impl Fn(Client) -> Sent<'a, T> + Sync),
+    ) -> Result<T, Failed> {
+        let deadline = Instant::now() + time;
+        match self.attempt_once(at, deadline, time, send).await {
+            Err(failed) if failed.verdict == Verdict::StaleToken => {
+                self.attempt_once(at, deadline, time, send).await
+            }
+            result => result,
+        }
+    }
+
+    async fn attempt_once<'a, T: Answer>(
+        &'a self,
+        at: usize,
+        deadline: Instant,
+        time: Duration,
+        send: &(impl Fn(Client) -> Sent<'a, T> + Sync),
+    ) -> Result<T, Failed> {
+        let connected = tokio::time::timeout_at(deadline, self.client(at, time)).await;
+        let client = match connected {
+            Ok(Ok(client)) => client,
+            Ok(Err(error)) => return Err(self.failed(at, judge_connecting(&error), error)),
+            Err(_) => return Err(self.silent(at, Verdict::NotDone, time)),
+        };
+        let floor = self.seen.floor();
+        let answer = match tokio::time::timeout_at(deadline, send(client)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => {
+                let verdict = judge(&error);
+                if verdict != Verdict::LeaseGone {
+                    *held(&self.clients[at]) = None;
+                }
+                return Err(self.failed(at, verdict, error));
+            }
+            Err(_) => {
+                *held(&self.clients[at]) = None;
+                return Err(self.silent(at, Verdict::Unknown, time));
+            }
+        };
+        if let Some(header) = answer.header()
+            && let Err((verdict, problem)) = self.seen.check(floor, header)
+        {
+            let problem = format!("{}: {problem}", self.connector.endpoints()[at]);
+            return Err(Failed {
+                verdict,
+                problem,
+                source: None,
+            });
+        }
+        Ok(answer)
+    }
+
+    async fn client(&self, at: usize, time: Duration) -> Result<Client, Error> {
+        let kept = held(&self.clients[at]).clone();
+        if let Some(client) = kept {
+            return Ok(client);
+        }
+        // On the heap: it takes 16 KiB, which no renewal should carry along.
+        let client = Box::pin(self.connector.connect(at, time)).await?;
+        *held(&self.clients[at]) = Some(client.clone());
+        Ok(client)
+    }
+
+    fn failed(&self, at: usize, verdict: Verdict, error: Error) -> Failed {
+        let problem = format!("{}: {}", self.connector.endpoints()[at], text(&error));
+        Failed {
+            verdict,
+            problem,
+            source: Some(error),
+        }
+    }
+
+    fn silent(&self, at: usize, verdict: Verdict, time: Duration) -> Failed {
+        let problem = format!(
+            "{}: no answer within {time:?}",
+            self.connector.endpoints()[at]
+        );
+        Failed {
+            verdict,
+            problem,
+            source: None,
+        }
+    }
+}
+
+impl Request {
+    /// Returns what is left of the request's time to do something else.
+    pub(super) fn then(&self, action: impl Into<String>, effect: Effect) -> Self {
+        Self {
+            action: action.into(),
+            deadline: self.deadline,
+            effect,
+        }
+    }
+
+    pub(super) fn error(&self, kind: DcsErrorKind, problem: impl Into<String>) -> DcsError {
+        DcsError::new(NAME, kind, &self.action, problem)
+    }
+
+    fn failed(&self, last: Option<Failed>, maybe_done: bool) -> DcsError {
+        let Some(Failed {
+            verdict,
+            problem,
+            source,
+        }) = last
+        else {
+            return self.error(DcsErrorKind::Unavailable, "there was no time left");
+        };
+        let kind = match verdict {
+            // Whatever an earlier try did has gone with the lease.
+            Verdict::LeaseGone => DcsErrorKind::Conflict,
+            _ if maybe_done => DcsErrorKind::Indeterminate,
+            Verdict::Refused | Verdict::StaleToken | Verdict::Foreign => DcsErrorKind::Refused,
+            Verdict::NotDone | Verdict::Unknown => DcsErrorKind::Unavailable,
+        };
+        let error = self.error(kind, problem);
+        match source {
+            Some(source) => error.because(source),
+            None => error,
+        }
+    }
+}
+
+impl Answer for GetResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        Self::header(self)
+    }
+}
+
+impl Answer for TxnResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        Self::header(self)
+    }
+}
+
+impl Answer for LeaseGrantResponse {
+    fn header(&self) -> Option<&ResponseHeader> {
+        Self::header(self)
+    }
+}
+
+/// Locks, and goes on after a panic elsewhere: each change under these locks is whole.
+pub(super) fn held<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,15 @@
+//! etcd as it is: the conformance suite, its failures, and its layout, on servers that the tests
+//! start. They take `etcd` and `etcdctl` from `PATH`, or from where `SPILO_ETCD` says.
+
+#![expect(clippy::unwrap_used, reason = "what helps a test fails as a test does")]
+
+mod faults;
+mod layout;
+mod login;
+mod server;
+#[cfg(feature = "tls")]
+mod tls;
+
+use server::EtcdCluster;
+
+spilo_core::dcs_conformance!(async { Box::new(EtcdCluster::start(1).await) });

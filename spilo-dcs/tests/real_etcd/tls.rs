@@ -1,0 +1,142 @@
+//! etcd that takes TLS, and wants a certificate of its clients.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use spilo_core::dcs::DcsErrorKind;
+use spilo_core::{Dcs as _, MemberName, Scope};
+use spilo_dcs::etcd::EtcdTls;
+use spilo_dcs::{Etcd, EtcdOptions};
+
+use crate::server::EtcdCluster;
+
+#[tokio::test]
+async fn a_client_certificate_opens_the_door() {
+    let (cluster, certificates) = start().await;
+    let at = |name: &str| certificates.path().join(name);
+    let etcd = Etcd::new(with(
+        &cluster,
+        EtcdTls::new(at("ca.crt")).with_identity(at("client.crt"), at("client.key")),
+    ))
+    .unwrap();
+    cluster.until_ready(&etcd).await;
+    let me = MemberName::new("a").unwrap();
+    let lease = etcd.acquire(&me, Duration::from_secs(30)).await.unwrap();
+    etcd.renew(&lease).await.unwrap();
+    etcd.release(&lease, Bytes::from_static(b"r"))
+        .await
+        .unwrap();
+
+    for (tls, why) in [
+        (EtcdTls::new(at("ca.crt")), "no certificate of our own"),
+        (
+            EtcdTls::new(at("other-ca.crt")).with_identity(at("client.crt"), at("client.key")),
+            "the server's certificate is of another authority",
+        ),
+    ] {
+        let etcd = Etcd::new(with(&cluster, tls)).unwrap();
+        let error = etcd.read().await.expect_err(why);
+        assert_eq!(error.kind(), DcsErrorKind::Unavailable, "{why}: {error}");
+    }
+}
+
+#[test]
+fn unusable_files_and_addresses_are_refused_before_connecting() {
+    let directory = tempfile::tempdir().unwrap();
+    let garbage = directory.path().join("garbage.crt");
+    std::fs::write(&garbage, "no certificate").unwrap();
+    let scope = || Scope::new("demo").unwrap();
+    let mut missing = EtcdOptions::new(scope(), ["127.0.0.1:2379"]);
+    missing.tls = Some(EtcdTls::new("/nonexistent/ca.crt"));
+    let mut mixed = EtcdOptions::new(scope(), ["http://127.0.0.1:2379"]);
+    mixed.tls = Some(EtcdTls::new(garbage));
+    for (options, problem) in [
+        (missing, "cannot read /nonexistent/ca.crt"),
+        (mixed, "is without TLS, and a CA is given"),
+        (
+            EtcdOptions::new(scope(), ["https://127.0.0.1:2379"]),
+            "takes TLS, and no CA is given",
+        ),
+        (
+            EtcdOptions::new(scope(), ["ftp://127.0.0.1"]),
+            "is neither http nor https",
+        ),
+        (EtcdOptions::new(scope(), ["a b"]), "is no address"),
+        (
+            EtcdOptions::new(scope(), Vec::<String>::new()),
+            "there is no endpoint",
+        ),
+    ] {
+        let error = Etcd::new(options).unwrap_err();
+        assert_eq!(error.kind(), DcsErrorKind::Refused);
+        assert!(error.to_string().contains(problem), "{error}");
+    }
+}
+
+async fn start() -> (EtcdCluster, tempfile::TempDir) {
+    let certificates = tempfile::tempdir().unwrap();
+    let at = |name: &str| certificates.path().join(name).display().to_string();
+    authority(certificates.path(), "ca");
+    authority(certificates.path(), "other-ca");
+    certificate(certificates.path(), "server");
+    certificate(certificates.path(), "client");
+    let mut cluster = EtcdCluster::prepare(
+        1,
+        "https",
+        &[
+            format!("--cert-file={}", at("server.crt")),
+            format!("--key-file={}", at("server.key")),
+            format!("--trusted-ca-file={}", at("ca.crt")),
+            "--client-cert-auth=true".to_owned(),
+        ],
+    );
+    cluster.start_all();
+    (cluster, certificates)
+}
+
+fn with(cluster: &EtcdCluster, tls: EtcdTls) -> EtcdOptions {
+    let mut options = cluster.options();
+    options.tls = Some(tls);
+    options
+}
+
+fn authority(directory: &Path, name: &str) {
+    openssl(
+        directory,
+        &format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+         -subj /CN={name} -keyout {name}.key -out {name}.crt"
+        ),
+    );
+}
+
+fn certificate(directory: &Path, name: &str) {
+    let extensions = "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n";
+    std::fs::write(directory.join("extensions"), extensions).unwrap();
+    openssl(
+        directory,
+        &format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
+         -subj /CN={name} -keyout {name}.key -out {name}.csr"
+        ),
+    );
+    openssl(
+        directory,
+        &format!(
+            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+         -extfile extensions -out {name}.crt"
+        ),
+    );
+}
+
+fn openssl(directory: &Path, arguments: &str) {
+    let status = Command::new("openssl")
+        .current_dir(directory)
+        .args(arguments.split_whitespace())
+        .stderr(Stdio::null())
+        .status()
+        .expect("openssl runs; `cargo xtask setup` installs it");
+    assert!(status.success(), "openssl {arguments}");
+}

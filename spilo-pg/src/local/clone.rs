@@ -1,0 +1,170 @@
+//! Copying another server.
+
+use spilo_core::SystemId;
+use spilo_core::pg::{PgError, PgErrorKind, PgOpKind, Progress, Upstream};
+
+use crate::guard::{Role, fence_without_guard};
+
+use super::child::Program;
+use super::configure::replication_conninfo;
+use super::conninfo::Endpoint;
+use super::files::{self, Mark, Marker};
+use super::observe::Alive;
+use super::start::write_signal;
+use super::{LocalPostgres, disk, failed_io, refused, retry};
+
+impl LocalPostgres {
+    /// Replaces the data directory by a copy of `from`, ready to start as its standby.
+    pub(super) async fn clone_from(
+        &self,
+        from: &Upstream,
+        replace: Option<SystemId>,
+        progress: &Progress,
+    ) -> Result<(), PgError> {
+        let action = format!("clone {}", from.name);
+        let endpoint =
+            Endpoint::parse(&from.conn_url).map_err(|problem| refused(&action, problem))?;
+        self.may_replace(&action, replace).await?;
+        self.prepare().await?;
+        self.end_leftovers(&action).await?;
+        if replace.is_some() {
+            // Recorded before anything is thrown away, and no reason to keep it.
+            Box::pin(self.record_diverged(from, "clone")).await;
+        }
+        self.blocking(&action, |options| {
+            Marker::new(&options.state_dir()).set(PgOpKind::Clone, options.uid_gid)
+        })
+        .await?;
+        let config = self.config().await?;
+        self.state().config.get_or_insert(config);
+        let slot = self
+            .state()
+            .config
+            .as_ref()
+            .is_none_or(|config| config.use_slots);
+        if let Err(problem) = self.copy(&action, &endpoint, slot, progress).await? {
+            if !(slot && problem.contains("replication slot")) {
+                return Err(judge(&action, problem));
+            }
+            tracing::warn!(%problem, "the slot of this member cannot be used; cloning without it");
+            if let Err(problem) = self.copy(&action, &endpoint, false, progress).await? {
+                return Err(judge(&action, problem));
+            }
+        }
+        self.blocking(&action, |options| write_signal(options, Role::Standby))
+            .await?;
+        let read = self
+            .blocking(&action, |options| Ok(disk::read_control(options)))
+            .await?;
+        let control = read.map_err(|problem| retry(&action, problem.to_string()))?;
+        let wiring = self.standby_of(Some(from))?;
+        Box::pin(self.write_files(&wiring, Some(&control))).await?;
+        let marker = self.marker();
+        self.blocking(&action, move |_| marker.clear()).await
+    }
+
+    /// Checks that the data directory is empty, or is what may be thrown away.
+    async fn may_replace(&self, action: &str, replace: Option<SystemId>) -> Result<(), PgError> {
+        if self.eye.alive(&self.guard()).await? != Alive::Nobody {
+            return Err(retry(
+                action,
+                "processes of a server are alive in the data directory",
+            ));
+        }
+        let marker = self.marker();
+        let (marked, empty, control) = self
+            .blocking(action, move |options| {
+                let empty = files::is_empty(&options.data_dir)?;
+                let control = if empty {
+                    None
+                } else {
+                    disk::read_control(options).ok()
+                };
+                Ok((marker.read()?, empty, control))
+            })
+            .await?;
+        // What a clone or a bootstrap left half done was never anything that could be lost, and
+        // what a rewind left has had its own log recorded and is no whole copy any more.
+        if empty || matches!(marked, Some(Mark::Unfinished(_))) {
+            return Ok(());
+        }
+        let found = control.map(|control| control.system_id);
+        match (found, replace) {
+            (Some(found), Some(allowed)) if found == allowed => Ok(()),
+            (Some(found), Some(allowed)) => {
+                let problem = format!(
+                    "the data directory is of the database cluster {found}, and only {allowed} may be \
+                     replaced"
+                );
+                Err(refused(action, problem))
+            }
+            (Some(found), None) => {
+                let problem = format!("the data directory has the database cluster {found}");
+                Err(refused(action, problem))
+            }
+            (None, _) => {
+                let problem = "the data directory has something that is no database cluster";
+                Err(refused(action, problem))
+            }
+        }
+    }
+
+    /// Ends programs that an agent before this one started and did not live to end.
+    pub(super) async fn end_leftovers(&self, action: &str) -> Result<(), PgError> {
+        self.blocking(action, |options| fence_without_guard(&options.state_dir()))
+            .await
+            .map(drop)
+    }
+
+    /// Runs pg_basebackup into the emptied directory. Returns what it says when it fails.
+    async fn copy(
+        &self,
+        action: &str,
+        endpoint: &Endpoint,
+        slot: bool,
+        progress: &Progress,
+    ) -> Result<Result<(), String>, PgError> {
+        self.blocking(action, |options| {
+            files::empty(&options.data_dir)?;
+            files::private_directory(&options.data_dir, options.uid_gid)
+        })
+        .await?;
+        let conninfo = replication_conninfo(&self.options, endpoint);
+        let mut program = Program::new(&self.options, "pg_basebackup")
+            .arg("--pgdata")
+            .arg(&self.options.data_dir)
+            .args([
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--progress",
+                "--no-password",
+            ])
+            .arg(format!("--dbname={conninfo}"))
+            .args(self.options.basebackup.clone());
+        if slot {
+            program = program.arg(format!("--slot={}", self.options.name.slot()));
+        }
+        let ended = program
+            .run(|line| progress.say(line))
+            .await
+            .map_err(|error| failed_io(action, error))?;
+        Ok(ended.success().map(drop))
+    }
+}
+
+/// Tells whether trying again can help.
+fn judge(action: &str, problem: String) -> PgError {
+    let hopeless = [
+        "password authentication failed",
+        "no pg_hba.conf entry",
+        "incompatible server version",
+        "no password supplied",
+        "invalid option",
+        "unrecognized option",
+    ];
+    let kind = match hopeless.iter().any(|sign| problem.contains(sign)) {
+        true => PgErrorKind::Refused,
+        false => PgErrorKind::Retry,
+    };
+    PgError::new(kind, action, problem)
+}

@@ -1,0 +1,188 @@
+//! Stopping the primary so that a standby has everything.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use spilo_core::MemberName;
+use spilo_core::pg::{ControlState, PgError, PgErrorKind, Progress};
+use spilo_core::wal::Lsn;
+use tokio::time::{Instant, sleep};
+
+use super::disk;
+use super::observe::is_primary;
+use super::sql::Session;
+use super::{LocalPostgres, failed_query, refused, retry};
+
+/// A connection that streams the log, as it was just before the stop.
+struct Streamer {
+    pid: i32,
+    name: String,
+    user: String,
+    streaming: bool,
+    flushed: Lsn,
+}
+
+impl LocalPostgres {
+    /// Checkpoints while serving, waits until a standby is level, then stops cleanly.
+    pub(super) async fn hand_over(
+        &self,
+        candidate: Option<&MemberName>,
+        progress: &Progress,
+    ) -> Result<(), PgError> {
+        let action = "hand over";
+        let session = self.session(action).await?;
+        if !is_primary(&session)
+            .await
+            .map_err(|error| failed_query(action, error))?
+        {
+            return Err(refused(action, "the server is not a primary"));
+        }
+        progress.say("checkpoint");
+        self.flush().await?;
+        progress.say("waiting for a standby to be level");
+        let streamers = self.wait_level(action, &session, candidate).await?;
+        drop(session);
+        progress.say("stopping the server");
+        self.signal_stop().await?;
+        let keep = |streamer: &&Streamer| match candidate {
+            Some(candidate) => streamer.name == candidate.as_str(),
+            None => self.is_members(streamer),
+        };
+        let others: BTreeSet<i32> = streamers
+            .iter()
+            .filter(|streamer| !keep(streamer))
+            .map(|streamer| streamer.pid)
+            .collect();
+        let others = Arc::new(others);
+        let released = Arc::new(AtomicBool::new(others.is_empty()));
+        self.wait_for_end(|| self.release(Arc::clone(&others), Arc::clone(&released)))
+            .await?;
+        let control = self.blocking(action, |options| Ok(disk::read_control(options)));
+        match control.await? {
+            Ok(control) if control.state == ControlState::ShutDown => Ok(()),
+            Ok(control) => {
+                let state = control.state;
+                Err(retry(
+                    action,
+                    format!("the server ended and was not shut down: {state:?}"),
+                ))
+            }
+            Err(problem) => Err(retry(action, problem.to_string())),
+        }
+    }
+
+    /// Waits until the candidate, or any member, has flushed what this server had written a
+    /// moment ago.
+    async fn wait_level(
+        &self,
+        action: &str,
+        session: &Session,
+        candidate: Option<&MemberName>,
+    ) -> Result<Vec<Streamer>, PgError> {
+        let begun = Instant::now();
+        let mut written: VecDeque<(Instant, Lsn)> = VecDeque::new();
+        let mut best: Option<(String, Lsn)> = None;
+        while begun.elapsed() < LEVEL_LIMIT {
+            let (now, streamers) = read(session)
+                .await
+                .map_err(|problem| retry(action, problem))?;
+            written.push_back((Instant::now(), now));
+            written.retain(|(at, _)| at.elapsed() <= WINDOW);
+            let level = written.front().map_or(now, |(_, lsn)| *lsn);
+            let mut able = streamers.iter().filter(|streamer| match candidate {
+                Some(candidate) => streamer.name == candidate.as_str(),
+                None => self.is_members(streamer),
+            });
+            if able
+                .any(|s| s.streaming && (s.flushed >= level || now.bytes_past(s.flushed) <= CLOSE))
+            {
+                return Ok(streamers);
+            }
+            let furthest = streamers.iter().max_by_key(|streamer| streamer.flushed);
+            best = furthest.map(|streamer| (streamer.name.clone(), streamer.flushed));
+            sleep(POLL).await;
+        }
+        let who = candidate.map_or_else(|| "a member".to_owned(), ToString::to_string);
+        let problem = match best {
+            None => format!("{who} is not streaming; nobody is"),
+            Some((name, flushed)) => format!(
+                "{who} did not get level within {LEVEL_LIMIT:?}; the furthest is {name} at {flushed}"
+            ),
+        };
+        Err(PgError::new(PgErrorKind::NotLevel, action, problem))
+    }
+
+    /// Returns whether it can be a member's walreceiver, and not a program that takes the log.
+    fn is_members(&self, streamer: &Streamer) -> bool {
+        streamer.user == self.options.replication.username
+            && !matches!(
+                streamer.name.as_str(),
+                "pg_basebackup" | "pg_receivewal" | ""
+            )
+    }
+
+    /// Ends the streams that the stop need not wait for, once the shutdown record is written.
+    ///
+    /// A stopping server waits until each of its walsenders has delivered everything, also to a
+    /// pg_receivewal that is stuck.
+    async fn release(&self, others: Arc<BTreeSet<i32>>, released: Arc<AtomicBool>) {
+        if released.load(Ordering::Relaxed) {
+            return;
+        }
+        let shut_down = self.blocking("hand over", |options| {
+            Ok(disk::read_control(options).is_ok_and(|c| c.state == ControlState::ShutDown))
+        });
+        if !shut_down.await.unwrap_or(false) {
+            return;
+        }
+        released.store(true, Ordering::Relaxed);
+        let Ok(alive) = self.eye.processes().await else {
+            return;
+        };
+        for pid in others.iter().copied() {
+            if alive.contains(&pid.unsigned_abs())
+                && let Some(target) = Pid::from_raw(pid)
+            {
+                // A process that has ended by itself is what was wanted.
+                let _gone = kill_process(target, Signal::TERM);
+            }
+        }
+    }
+}
+
+async fn read(session: &Session) -> Result<(Lsn, Vec<Streamer>), String> {
+    let rows = session
+        .rows(STREAMS, ANSWER)
+        .await
+        .map_err(|error| error.to_string())?;
+    let mut written = Lsn::default();
+    let mut streamers = Vec::new();
+    for row in &rows {
+        let text = |column: usize| row.get(column).unwrap_or_default();
+        written = text(0).parse().map_err(|error| format!("{error}"))?;
+        if let Ok(pid) = text(1).parse() {
+            streamers.push(Streamer {
+                pid,
+                name: text(2).to_owned(),
+                user: text(3).to_owned(),
+                streaming: text(4) == "streaming",
+                flushed: text(5).parse().unwrap_or_default(),
+            });
+        }
+    }
+    Ok((written, streamers))
+}
+
+const STREAMS: &str = "SELECT pg_current_wal_flush_lsn(), s.pid, s.application_name, s.usename, \
+     s.state, s.flush_lsn FROM (SELECT 1) AS one LEFT JOIN pg_stat_replication AS s ON true";
+const POLL: Duration = Duration::from_millis(10);
+/// How long a standby may take to get level before the hand-over is given up.
+const LEVEL_LIMIT: Duration = Duration::from_secs(10);
+/// A standby that has what was written this long ago needs about as long for the rest.
+const WINDOW: Duration = Duration::from_millis(250);
+/// What is sent within a few milliseconds over any network that a cluster runs on.
+const CLOSE: u64 = 64 << 10;
+const ANSWER: Duration = Duration::from_secs(2);

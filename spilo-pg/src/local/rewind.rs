@@ -1,0 +1,347 @@
+//! Returning a diverged server to another one's history.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use spilo_core::History;
+use spilo_core::pg::{ControlState, PgError, PgErrorKind, PgOpKind, Progress, Upstream};
+use spilo_core::wal::{Lsn, WalPosition};
+
+use crate::guard::Role;
+
+use super::child::Program;
+use super::conninfo::{self, Endpoint};
+use super::controldata::ControlData;
+use super::files::{self, Mark, Marker};
+use super::observe::Alive;
+use super::settings::{Settings, Wiring};
+use super::start::write_signal;
+use super::{LocalPostgres, disk, failed_io, refused, retry};
+
+impl LocalPostgres {
+    /// Makes the stopped data directory a prefix of `from`'s history again.
+    pub(super) async fn rewind(&self, from: &Upstream, progress: &Progress) -> Result<(), PgError> {
+        let action = format!("rewind to {}", from.name);
+        if self.eye.alive(&self.guard()).await? != Alive::Nobody {
+            return Err(retry(
+                &action,
+                "processes of a server are alive in the data directory",
+            ));
+        }
+        let marker = self.marker();
+        let (marked, control) = self
+            .blocking(&action, move |options| {
+                Ok((marker.read()?, disk::read_control(options)))
+            })
+            .await?;
+        if let Some(Mark::Unfinished(kind @ (PgOpKind::Clone | PgOpKind::Bootstrap))) = marked {
+            let problem = format!("the data directory is half made by {kind}");
+            return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
+        }
+        let control = control.map_err(|problem| refused(&action, problem.to_string()))?;
+        if !control.rewindable {
+            let problem = "neither checksums nor wal_log_hints are on";
+            return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
+        }
+        self.prepare().await?;
+        self.end_leftovers(&action).await?;
+        let (system, history) = Box::pin(self.remote_history(from)).await?;
+        if system != control.system_id {
+            let own = control.system_id;
+            let problem = format!("it is of the database cluster {system}, not of {own}");
+            return Err(refused(&action, problem));
+        }
+        let config = self.config().await?;
+        self.state().config.get_or_insert(config);
+        let again = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
+        let standby = self
+            .blocking(&action, |options| {
+                Ok(options.data_dir.join("standby.signal").exists())
+            })
+            .await?;
+        if !again {
+            self.record(&control, Some(&history), from, "rewind").await;
+        }
+        self.blocking(&action, |options| {
+            Marker::new(&options.state_dir()).set(PgOpKind::Rewind, options.uid_gid)?;
+            // The crash recovery that pg_rewind does first refuses a standby's directory.
+            write_signal(options, Role::Primary)
+        })
+        .await?;
+        let wiring = self.standby_of(Some(from))?;
+        // The recovery needs files that fit this server, after a broken-off rewind too.
+        Box::pin(self.write_files(&Wiring::Primary, Some(&control))).await?;
+        match self.run_rewind(&action, from, progress).await? {
+            Outcome::Done => self.finish_rewind(&action, &wiring).await,
+            Outcome::Failed { error, touched } => {
+                if !touched && !again {
+                    self.undo(&action, standby).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the directory what it was, when pg_rewind gave up before it changed anything.
+    async fn undo(&self, action: &str, standby: bool) -> Result<(), PgError> {
+        let role = if standby {
+            Role::Standby
+        } else {
+            Role::Primary
+        };
+        let marker = self.marker();
+        self.blocking(action, move |options| {
+            write_signal(options, role)?;
+            marker.clear()
+        })
+        .await
+    }
+
+    async fn run_rewind(
+        &self,
+        action: &str,
+        from: &Upstream,
+        progress: &Progress,
+    ) -> Result<Outcome, PgError> {
+        let endpoint =
+            Endpoint::parse(&from.conn_url).map_err(|problem| refused(action, problem))?;
+        let options = &self.options;
+        let source = conninfo::write(&[
+            ("dbname", &options.database),
+            ("user", &options.rewinder().username),
+            ("passfile", &options.passfile().display().to_string()),
+            ("host", &endpoint.host),
+            ("port", &endpoint.port.to_string()),
+            ("sslmode", "prefer"),
+            ("target_session_attrs", "read-write"),
+        ]);
+        let mut program = Program::new(options, "pg_rewind")
+            .arg("-D")
+            .arg(&options.data_dir)
+            .arg(format!("--source-server={source}"))
+            .arg("--progress");
+        let settings = self.checked_settings();
+        if settings
+            .as_ref()
+            .and_then(Settings::restore_command)
+            .is_some()
+        {
+            program = program.arg("--restore-target-wal");
+        }
+        let version = self
+            .blocking(action, |options| disk::data_version(&options.data_dir))
+            .await?;
+        if options.config_dir.is_some() && version.parse::<u32>().is_ok_and(|major| major >= 15) {
+            let file = super::configure::conf_file(options);
+            program = program.arg(format!("--config-file={}", file.display()));
+        }
+        let ended = program
+            .run(|line| progress.say(line))
+            .await
+            .map_err(|error| failed_io(action, error))?;
+        // Said just before the first block is copied.
+        let touched = ended
+            .stderr
+            .contains("rewinding from last common checkpoint");
+        match ended.success() {
+            Ok(_) => Ok(Outcome::Done),
+            Err(problem) => {
+                // A source that went away in the middle can be returned to; anything else that
+                // stops pg_rewind while its source is well stops it again.
+                let well = Box::pin(self.remote_history(from)).await.is_ok();
+                let kind = match well && !is_passing(&problem) {
+                    true => PgErrorKind::CannotRewind,
+                    false => PgErrorKind::Retry,
+                };
+                Ok(Outcome::Failed {
+                    error: PgError::new(kind, action, problem),
+                    touched,
+                })
+            }
+        }
+    }
+
+    async fn finish_rewind(&self, action: &str, wiring: &Wiring) -> Result<(), PgError> {
+        self.blocking(action, |options| write_signal(options, Role::Standby))
+            .await?;
+        let control = self
+            .blocking(action, |options| Ok(disk::read_control(options)))
+            .await?;
+        let control = control.map_err(|problem| retry(action, problem.to_string()))?;
+        // The configuration files are the source's now.
+        Box::pin(self.write_files(wiring, Some(&control))).await?;
+        let marker = self.marker();
+        self.blocking(action, move |_| marker.clear()).await
+    }
+
+    /// Records what of the local log is not in `from`'s history, before it is thrown away; a
+    /// directory that cannot be read has nothing to record.
+    pub(super) async fn record_diverged(&self, from: &Upstream, by: &str) {
+        let control = self.blocking("read the control file", |options| {
+            Ok(disk::read_control(options))
+        });
+        let Ok(Ok(control)) = control.await else {
+            return;
+        };
+        let history = match Box::pin(self.remote_history(from)).await {
+            Ok((system, history)) if system == control.system_id => Some(history),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::warn!(%error, "it is not known from where on the local log has diverged");
+                None
+            }
+        };
+        self.record(&control, history.as_ref(), from, by).await;
+    }
+
+    async fn record(
+        &self,
+        control: &ControlData,
+        theirs: Option<&History>,
+        from: &Upstream,
+        by: &str,
+    ) {
+        let end = self.local_end(control).await;
+        let fork = match (theirs, self.history_at(end).await) {
+            (Some(theirs), Ok(own)) => own.fork_from(theirs),
+            _ => None,
+        };
+        let begins = fork.map(|fork| WalPosition {
+            lsn: fork.lsn.min(end.lsn),
+            ..fork
+        });
+        let lost = begins.map(|begins| end.lsn.bytes_past(begins.lsn));
+        if lost == Some(0) {
+            return;
+        }
+        let fork = begins.map_or_else(|| "an unknown position".to_owned(), |fork| fork.to_string());
+        let bytes = lost.map_or_else(|| "?".to_owned(), |lost| lost.to_string());
+        let (system, name) = (control.system_id, &from.name);
+        tracing::warn!(%system, %fork, %end, bytes, by, upstream = %name, "throwing diverged log away");
+        let seconds = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |span| span.as_secs());
+        let line = format!(
+            "at={seconds} system={system} fork={fork:?} end={:?} bytes={bytes} by={by:?} upstream={name:?}\n",
+            end.to_string()
+        );
+        let written = self.blocking("record the diverged log", move |options| {
+            let path = options.state_dir().join("diverged.log");
+            let mut file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .mode(0o600)
+                .open(&path)?;
+            file.write_all(line.as_bytes())?;
+            files::give(&path, options.uid_gid)?;
+            file.sync_all()
+        });
+        if let Err(error) = written.await {
+            tracing::warn!(%error, "the range of the diverged log is in this log only");
+        }
+    }
+
+    /// Returns how far the local log really reaches: behind a crash the control file tells only
+    /// the last checkpoint, and pg_waldump finds the end.
+    async fn local_end(&self, control: &ControlData) -> WalPosition {
+        let proven = control.position();
+        if matches!(
+            control.state,
+            ControlState::ShutDown | ControlState::ShutDownInRecovery
+        ) {
+            return proven;
+        }
+        let ended = Program::new(&self.options, "pg_waldump")
+            .args(["--quiet", "--path"])
+            .arg(self.options.data_dir.join("pg_wal"))
+            .arg(format!("--timeline={}", proven.timeline))
+            .arg(format!("--start={}", control.redo))
+            .within(WALDUMP_LIMIT)
+            .run(|_| {})
+            .await;
+        let found = ended.ok().and_then(|ended| end_of_log(&ended.stderr));
+        WalPosition {
+            lsn: found.unwrap_or(proven.lsn).max(proven.lsn),
+            ..proven
+        }
+    }
+}
+
+/// What became of a run of pg_rewind.
+enum Outcome {
+    Done,
+    Failed {
+        error: PgError,
+        /// Whether it had begun to change the directory.
+        touched: bool,
+    },
+}
+
+/// Finds in what pg_waldump says where the last record ended.
+fn end_of_log(said: &str) -> Option<Lsn> {
+    let mark = "error in WAL record at ";
+    let (_, rest) = said.lines().rev().find_map(|line| line.split_once(mark))?;
+    let (record, why) = rest.split_once(':')?;
+    // `…: invalid record length at 0/3000188: wanted 24, got 0`
+    let next = why
+        .split_once(" at ")
+        .and_then(|(_, at)| at.split([':', ' ', ',']).next());
+    next.and_then(|at| at.parse().ok())
+        .or_else(|| record.trim().parse().ok())
+}
+
+/// Returns whether a failure is of the connection or the machine, and not of the data.
+fn is_passing(problem: &str) -> bool {
+    [
+        "could not connect",
+        "connection to server",
+        "server closed the connection",
+        "the database system is",
+        "must not be in recovery mode",
+        "session is read-only",
+        "No space left on device",
+        "password authentication failed",
+        "no pg_hba.conf entry",
+        "permission denied",
+        "too many clients",
+    ]
+    .iter()
+    .any(|sign| problem.contains(sign))
+}
+
+/// Reading the log since the last checkpoint; the record is for people, and is not waited for.
+const WALDUMP_LIMIT: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_log_is_where_no_record_begins() {
+        for (said, end) in [
+            (
+                "pg_waldump: error: error in WAL record at 0/3000150: invalid record length at \
+                 0/3000188: wanted 24, got 0",
+                Some("0/3000188"),
+            ),
+            (
+                "pg_waldump: error: error in WAL record at 0/3000150: invalid record length at \
+                 0/3000188: expected at least 24, got 0",
+                Some("0/3000188"),
+            ),
+            (
+                "pg_waldump: error: error in WAL record at 0/3000150: something",
+                Some("0/3000150"),
+            ),
+            ("", None),
+        ] {
+            assert_eq!(
+                end_of_log(said),
+                end.map(|text| text.parse().unwrap()),
+                "{said}"
+            );
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! Starting the server under the guard.
+
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use spilo_core::pg::{DataDir, PgError, PgErrorKind, StartRole};
+use tokio::time::{Instant, sleep};
+
+use crate::LocalOptions;
+use crate::guard::{GuardClient, Launch, Role};
+
+use super::child::environment;
+use super::configure::conf_file;
+use super::files;
+use super::observe::{Alive, is_primary};
+use super::settings::{Settings, Wiring};
+use super::sql::{Purpose, Session, SqlError};
+use super::{LocalPostgres, failed_guard, refused, retry};
+
+impl LocalPostgres {
+    /// Starts the server that is down, and waits until it answers as wanted.
+    pub(super) async fn start(&self, role: &StartRole) -> Result<(), PgError> {
+        let action = "start the server";
+        let guard = self.guard();
+        if let Alive::Somebody { guarded } = self.eye.alive(&guard).await? {
+            let whose = if guarded {
+                "under the guard"
+            } else {
+                "that the guard did not start"
+            };
+            return Err(retry(
+                action,
+                format!("processes of a server {whose} are alive"),
+            ));
+        }
+        let seen = self.eye.look_at_disk().await?;
+        let control = match (seen.data, seen.control) {
+            (DataDir::Ready(_), Some(control)) => control,
+            (DataDir::Unfinished(kind), _) => {
+                return Err(refused(
+                    action,
+                    format!("the data directory is half made by {kind}"),
+                ));
+            }
+            (DataDir::Unreadable { problem }, _) => return Err(refused(action, problem)),
+            (DataDir::Empty | DataDir::Ready(_), _) => {
+                return Err(refused(action, "the data directory is empty"));
+            }
+        };
+        self.prepare().await?;
+        // The configuration is read before the wiring, which depends on it.
+        let config = self.config().await?;
+        self.state().config.get_or_insert(config);
+        let (wiring, wanted) = match role {
+            StartRole::Primary => (Wiring::Primary, Role::Primary),
+            StartRole::Standby { upstream } => (self.standby_of(upstream.as_ref())?, Role::Standby),
+        };
+        Box::pin(self.write_files(&wiring, Some(&control))).await?;
+        self.blocking(action, move |options| write_signal(options, wanted))
+            .await?;
+        let settings = self.checked_settings().unwrap_or_default();
+        Box::pin(self.launch(&guard, &settings, wanted)).await
+    }
+
+    /// Starts the program and waits until it answers as wanted.
+    pub(super) async fn launch(
+        &self,
+        guard: &GuardClient,
+        settings: &Settings,
+        wanted: Role,
+    ) -> Result<(), PgError> {
+        let action = "start the server";
+        let log = self.blocking(action, Log::open).await?;
+        let launch = Launch {
+            program: program(&self.options),
+            args: arguments(&self.options, settings),
+            env: environment()
+                .into_iter()
+                .map(|(name, value)| {
+                    (
+                        name.to_string_lossy().into_owned(),
+                        value.to_string_lossy().into_owned(),
+                    )
+                })
+                .collect(),
+            data_dir: self.options.data_dir.clone(),
+            log_file: log.path.clone(),
+            uid_gid: self.options.uid_gid,
+            role: wanted,
+        };
+        guard
+            .launch(launch)
+            .await
+            .map_err(|error| failed_guard(action, error))?;
+        self.wait_for_start(guard, &log, wanted).await
+    }
+
+    async fn wait_for_start(
+        &self,
+        guard: &GuardClient,
+        log: &Log,
+        wanted: Role,
+    ) -> Result<(), PgError> {
+        let action = "start the server";
+        let begun = Instant::now();
+        let mut said = "nothing".to_owned();
+        while begun.elapsed() < self.options.pg_ctl_timeout {
+            let report = guard
+                .report()
+                .await
+                .map_err(|error| failed_guard(action, error))?;
+            if report.status.postmaster.is_none() && report.status.processes == 0 {
+                let problem = log
+                    .problem()
+                    .unwrap_or_else(|| report.last_exit.unwrap_or_default());
+                let kind = match problem.contains("incompatible with") || problem.contains("in use")
+                {
+                    true => PgErrorKind::Refused,
+                    false => PgErrorKind::Retry,
+                };
+                return Err(PgError::new(kind, action, format!("it ended: {problem}")));
+            }
+            match Session::connect(&self.options, Purpose::Look, Duration::from_secs(1)).await {
+                Ok(session) => return self.is_as_wanted(&session, wanted).await,
+                Err(SqlError::Denied(problem)) => {
+                    tracing::warn!(%problem, "the server runs and does not let the agent in");
+                    return Err(refused("connect to the server", problem));
+                }
+                Err(SqlError::Full(_)) => return Ok(()),
+                Err(error) => said = error.to_string(),
+            }
+            // A standby that lacks log of its upstream is not ready before it gets that log, and
+            // whoever decides has to be able to point it elsewhere.
+            if wanted == Role::Standby && begun.elapsed() > STANDBY_PATIENCE {
+                tracing::info!(%said, "the standby is up and takes no connections yet");
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+        let waited = self.options.pg_ctl_timeout;
+        Err(retry(
+            action,
+            format!("it is not ready after {waited:?}; it says: {said}"),
+        ))
+    }
+
+    async fn is_as_wanted(&self, session: &Session, wanted: Role) -> Result<(), PgError> {
+        let action = "start the server";
+        let primary = is_primary(session)
+            .await
+            .map_err(|error| super::failed_query(action, error))?;
+        match (wanted, primary) {
+            (Role::Primary, true) | (Role::Standby, false) => Ok(()),
+            (Role::Primary, false) => Err(retry(action, "it is in recovery, not a primary")),
+            (Role::Standby, true) => {
+                use spilo_core::pg::Postgres as _;
+                self.fence().await?;
+                Err(refused(
+                    action,
+                    "it came up as a primary, not as a standby, and was ended",
+                ))
+            }
+        }
+    }
+}
+
+/// Returns the arguments of the server's program, in Patroni's form and order.
+pub(super) fn arguments(options: &LocalOptions, settings: &Settings) -> Vec<String> {
+    let mut arguments = vec![
+        "-D".to_owned(),
+        options.data_dir.display().to_string(),
+        format!("--config-file={}", conf_file(options).display()),
+    ];
+    for (name, value) in &settings.controlled {
+        arguments.push(format!("--{name}={value}"));
+    }
+    arguments
+}
+
+/// Writes or removes the files by which the server knows what it is.
+pub(super) fn write_signal(options: &LocalOptions, role: Role) -> io::Result<()> {
+    let standby = options.data_dir.join("standby.signal");
+    files::remove(&options.data_dir.join("recovery.signal"))?;
+    match role {
+        Role::Primary => files::remove(&standby),
+        Role::Standby if standby.exists() => Ok(()),
+        Role::Standby => {
+            fs::File::create(&standby)?.sync_all()?;
+            files::give(&standby, options.uid_gid)?;
+            files::sync_directory_of(&standby)
+        }
+    }
+}
+
+/// Returns the server's program, with a path: the guard looks none up.
+fn program(options: &LocalOptions) -> PathBuf {
+    let program = options.program("postgres");
+    if program.components().count() > 1 {
+        return program;
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(&program))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or(program)
+}
+
+/// What the server says before its own logging begins.
+struct Log {
+    path: PathBuf,
+    from: u64,
+}
+
+impl Log {
+    fn open(options: &LocalOptions) -> io::Result<Self> {
+        let path = options.state_dir().join("postmaster.log");
+        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
+        if size > LOG_LIMIT {
+            fs::rename(&path, path.with_extension("log.1"))?;
+            return Ok(Self { path, from: 0 });
+        }
+        Ok(Self { path, from: size })
+    }
+
+    /// Returns the line that says why the server ended.
+    fn problem(&self) -> Option<String> {
+        let mut file = fs::File::open(&self.path).ok()?;
+        file.seek(SeekFrom::Start(self.from)).ok()?;
+        let mut bytes = Vec::new();
+        file.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
+        worst_lines(&String::from_utf8_lossy(&bytes))
+    }
+}
+
+/// Picks the lines that say why a server ended. That a port is taken is said in a line before the
+/// last one.
+fn worst_lines(text: &str) -> Option<String> {
+    let clients = "the database system is";
+    let picked: Vec<&str> = ["could not bind", "PANIC:", "FATAL:", "postgres:"]
+        .iter()
+        .filter_map(|mark| {
+            text.lines()
+                .rev()
+                .find(|line| line.contains(mark) && !line.contains(clients))
+        })
+        .map(str::trim)
+        .collect();
+    (!picked.is_empty()).then(|| picked.join("; "))
+}
+
+const POLL: Duration = Duration::from_millis(15);
+/// How long a standby is waited for that says all the time that it is starting.
+const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
+/// The log is rotated at a start when it is longer than this.
+const LOG_LIMIT: u64 = 10 << 20;
+const READ_LIMIT: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lines_that_say_why_are_picked() {
+        let text = "\
+1 LOG:  starting PostgreSQL
+1 LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use
+1 HINT:  Is another postmaster already running on port 1?
+1 FATAL:  could not create any TCP/IP sockets
+1 FATAL:  the database system is starting up
+1 LOG:  database system is shut down";
+        let why = worst_lines(text).unwrap();
+        assert_eq!(
+            why,
+            "1 LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use; \
+             1 FATAL:  could not create any TCP/IP sockets"
+        );
+        assert_eq!(worst_lines("1 LOG:  ready"), None);
+    }
+}

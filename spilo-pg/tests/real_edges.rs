@@ -1,0 +1,507 @@
+//! What goes wrong around a real server, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/node.rs"]
+mod node;
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use spilo_core::Revision;
+use spilo_core::ids::{MemberName, SystemId};
+use spilo_core::pg::{
+    DataDir, PgErrorKind, PgOp, PgOpKind, PgStatus, Postgres as _, Progress, Role, Server,
+    StartRole,
+};
+
+use node::{Node, Version, config, sandbox};
+
+fn version() -> Version {
+    Version::find("15").expect("version 15 is always there")
+}
+
+#[tokio::test]
+async fn a_hand_over_without_a_level_standby_goes_on_serving() {
+    let dir = sandbox();
+    let a = Node::new(&version(), dir.path(), "pg-a").await;
+    a.bootstrap(&[]).await;
+    let candidate = Some(MemberName::new("pg-x").unwrap());
+    let error = a.try_run(PgOp::HandOver { candidate }).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::NotLevel, "{error}");
+    assert!(a.running().await.is_primary());
+    a.sql("CREATE TABLE still_writes ()").await;
+}
+
+#[tokio::test]
+async fn a_stuck_receiver_does_not_hold_a_hand_over() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::new(&version, dir.path(), "pg-b").await;
+    a.bootstrap(&["pg-b"]).await;
+    b.join(&a).await;
+    let target = dir.path().join("archive");
+    std::fs::create_dir(&target).unwrap();
+    let receiver = Command::new(version.bin_dir.join("pg_receivewal"))
+        .args(["--no-password", "--no-loop", "-D"])
+        .arg(&target)
+        .arg("-d")
+        .arg(format!("host=127.0.0.1 port={} user=replicator", a.port))
+        .env("PGPASSFILE", a.state_dir().join("pgpass"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let receiver = Killed(receiver);
+    a.until("two receivers stream", |status| {
+        let streaming = |r: &spilo_core::pg::Running| {
+            r.walsenders
+                .iter()
+                .filter(|w| w.state == "streaming")
+                .count()
+        };
+        status.running().map(streaming) == Some(2)
+    })
+    .await;
+    receiver.signal(rustix::process::Signal::STOP);
+    let begun = Instant::now();
+    a.run(PgOp::HandOver {
+        candidate: Some(b.name()),
+    })
+    .await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        begun.elapsed()
+    );
+    let end = a.postgres.observe().await.unwrap().position().unwrap();
+    assert_eq!(b.running().await.position(), end);
+}
+
+#[tokio::test]
+async fn a_cancelled_clone_leaves_its_marker_and_no_process() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::with(&version, dir.path(), "pg-b", |options| {
+        options.basebackup = vec!["--max-rate=1M".to_owned()];
+    })
+    .await;
+    a.bootstrap(&["pg-b"]).await;
+    let (heard, mut lines) = tokio::sync::mpsc::unbounded_channel();
+    let progress = Progress::to(move |line| {
+        let _closed = heard.send(line.to_owned());
+    });
+    let clone = b.postgres.run(
+        PgOp::Clone {
+            from: a.upstream(),
+            replace: None,
+        },
+        progress,
+    );
+    let underway = async {
+        // The data directory has something in it, and it goes on.
+        while !b.data_dir.join("PG_VERSION").exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // The lines before this one say that it waits for the checkpoint.
+        while lines
+            .recv()
+            .await
+            .is_some_and(|line| !line.contains(" kB "))
+        {}
+    };
+    tokio::select! {
+        result = clone => panic!("it ended before it was cancelled: {result:?}"),
+        () = underway => {}
+    }
+    let status = b.postgres.observe().await.unwrap();
+    assert_eq!(
+        (status.data, status.server),
+        (DataDir::Unfinished(PgOpKind::Clone), Server::Down)
+    );
+    for _ in 0..100 {
+        if copies_into(&b).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(copies_into(&b), [""; 0]);
+    let role = StartRole::Standby { upstream: None };
+    let error = b.try_run(PgOp::Start { role }).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    a.postgres.fence().await.unwrap();
+}
+
+#[tokio::test]
+async fn settings_that_the_server_refuses_are_left_out() {
+    let dir = sandbox();
+    let a = Node::new(&version(), dir.path(), "pg-a").await;
+    a.bootstrap(&[]).await;
+    let parameters = json!({
+        "no_such_parameter": 1,
+        "work_mem": "banana",
+        "random_page_cost": -5,
+        "maintenance_work_mem": "17MB",
+        "max_connections": 50,
+        "max_wal_senders": 1,
+    });
+    let config = Arc::new(config(parameters));
+    a.run(PgOp::Configure {
+        revision: Revision(7),
+        config,
+    })
+    .await;
+    let status = a.postgres.observe().await.unwrap();
+    assert_eq!(status.configured, Some(Revision(7)));
+    for (name, value) in [("maintenance_work_mem", "17MB"), ("work_mem", "4MB")] {
+        let mut now = String::new();
+        for _ in 0..100 {
+            now = a.sql(&format!("SHOW {name}")).await;
+            if now == value {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(now, value, "{name}");
+    }
+    let running = || async { a.running().await.pending_restart };
+    let mut pending = running().await;
+    for _ in 0..150 {
+        if !pending.is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        pending = running().await;
+    }
+    let wanted = (
+        "max_connections".to_owned(),
+        "100".to_owned(),
+        "50".to_owned(),
+    );
+    assert_eq!(pending, [wanted]);
+    a.run(PgOp::Stop).await;
+    a.run(PgOp::Start {
+        role: StartRole::Primary,
+    })
+    .await;
+    assert_eq!(a.sql("SHOW max_connections").await, "50");
+    assert_eq!(a.sql("SHOW max_wal_senders").await, "10");
+}
+
+#[tokio::test]
+async fn a_frozen_postmaster_is_hung_and_then_runs_again() {
+    let dir = sandbox();
+    let a = Node::new(&version(), dir.path(), "pg-a").await;
+    a.bootstrap(&[]).await;
+    assert!(a.running().await.is_primary());
+    let pid = a.guard.report().await.unwrap().status.postmaster.unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let mut slowest = Duration::ZERO;
+    let frozen = Instant::now();
+    loop {
+        let begun = Instant::now();
+        let status = a.postgres.observe().await.unwrap();
+        slowest = slowest.max(begun.elapsed());
+        if status.server == (Server::Hung { guarded: true }) {
+            break;
+        }
+        assert!(frozen.elapsed() < Duration::from_secs(30), "{status:?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // Its backends answer, and nobody can connect: it stays hung until somebody can.
+    assert_eq!(
+        a.postgres.observe().await.unwrap().server,
+        Server::Hung { guarded: true }
+    );
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    a.until("it runs again", |status| status.running().is_some())
+        .await;
+}
+
+#[tokio::test]
+async fn f6_a_slow_query_keeps_the_role() {
+    let dir = sandbox();
+    let a = Node::new(&version(), dir.path(), "pg-a").await;
+    a.bootstrap(&[]).await;
+    let before = a.running().await;
+    let conninfo = format!(
+        "host=127.0.0.1 port={} user=postgres password=super:secret dbname=postgres",
+        a.port
+    );
+    let (client, connection) = tokio_postgres::connect(&conninfo, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    client
+        .simple_query("BEGIN; LOCK TABLE pg_catalog.pg_stat_replication")
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    let during = a.running().await;
+    assert!(
+        begun.elapsed() > Duration::from_millis(800),
+        "the query was not slow"
+    );
+    assert!(during.is_primary());
+    assert_eq!(during.timeline, before.timeline);
+    driver.abort();
+}
+
+#[tokio::test]
+async fn a_clone_replaces_only_what_it_was_told() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::new(&version, dir.path(), "pg-b").await;
+    a.bootstrap(&["pg-b"]).await;
+
+    std::fs::create_dir(&b.data_dir).unwrap();
+    std::fs::write(b.data_dir.join("photos"), "of the children").unwrap();
+    let seen = b.postgres.observe().await.unwrap().data;
+    assert!(matches!(seen, DataDir::Unreadable { .. }), "{seen:?}");
+    let own = a.control().await.system_id;
+    for replace in [None, Some(own)] {
+        let error = b
+            .try_run(PgOp::Clone {
+                from: a.upstream(),
+                replace,
+            })
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    }
+    assert!(b.data_dir.join("photos").exists());
+
+    std::fs::remove_file(b.data_dir.join("photos")).unwrap();
+    b.join(&a).await;
+    let clone = |replace| PgOp::Clone {
+        from: a.upstream(),
+        replace,
+    };
+    let alive = b.try_run(clone(Some(own))).await.unwrap_err();
+    assert_eq!(alive.kind(), PgErrorKind::Retry, "{alive}");
+    b.run(PgOp::Stop).await;
+    for replace in [None, Some(SystemId(own.0 + 1))] {
+        let error = b.try_run(clone(replace)).await.unwrap_err();
+        assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    }
+    b.run(clone(Some(own))).await;
+    b.follow_from_start(&a).await;
+}
+
+#[tokio::test]
+async fn a_server_that_the_guard_did_not_start_is_seen_and_stopped() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    a.bootstrap(&[]).await;
+    a.run(PgOp::Stop).await;
+    let mut start = Command::new(version.bin_dir.join("pg_ctl"));
+    start
+        .args(["start", "-w", "-s", "-l", "/dev/null", "-D"])
+        .arg(&a.data_dir)
+        .current_dir("/");
+    if let Some((uid, gid)) = node::owner() {
+        use std::os::unix::process::CommandExt as _;
+        start.uid(uid).gid(gid);
+    }
+    assert!(start.status().unwrap().success());
+    let stranger = a.running().await;
+    assert!(stranger.is_primary() && !stranger.guarded, "{stranger:?}");
+    let error = a
+        .try_run(PgOp::Start {
+            role: StartRole::Primary,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Retry, "{error}");
+    a.run(PgOp::Stop).await;
+    assert_eq!(a.postgres.observe().await.unwrap().server, Server::Down);
+    a.run(PgOp::Start {
+        role: StartRole::Primary,
+    })
+    .await;
+    assert!(a.running().await.guarded);
+}
+
+#[tokio::test]
+async fn a_standby_without_anyone_to_follow_knows_its_timeline() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::new(&version, dir.path(), "pg-b").await;
+    a.bootstrap(&["pg-b"]).await;
+    b.join(&a).await;
+    // The old primary's end and a new timeline, which the other one has only in its log.
+    a.run(PgOp::HandOver {
+        candidate: Some(b.name()),
+    })
+    .await;
+    b.arm(2).await;
+    b.run(PgOp::Promote).await;
+    b.run(PgOp::Slots {
+        wanted: [a.name().slot()].into(),
+    })
+    .await;
+    a.follow_from_start(&b).await;
+    b.sql("CREATE TABLE t ()").await;
+    let end = b.running().await.position();
+    let has_it = |status: &PgStatus| status.position().is_some_and(|at| at.lsn >= end.lsn);
+    a.until("it has it", has_it).await;
+    b.postgres.fence().await.unwrap();
+    a.postgres.fence().await.unwrap();
+    a.run(PgOp::Start {
+        role: StartRole::Standby { upstream: None },
+    })
+    .await;
+    let status = a.until("it has replayed it", has_it).await;
+    assert_eq!(status.position().unwrap().timeline, end.timeline);
+    let Some(Role::Standby { received, .. }) = status.running().map(|r| r.role.clone()) else {
+        panic!("{status:?}")
+    };
+    assert_eq!(received.0, 0, "it streamed");
+    assert_eq!(a.postgres.history().await.unwrap().timeline(), end.timeline);
+}
+
+#[tokio::test]
+async fn a_rewind_that_cannot_begin_leaves_everything_as_it_was() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::new(&version, dir.path(), "pg-b").await;
+    a.bootstrap(&[]).await;
+    b.bootstrap(&[]).await;
+    b.run(PgOp::Stop).await;
+    let before = b.control().await;
+    let foreign = b
+        .try_run(PgOp::Rewind { from: a.upstream() })
+        .await
+        .unwrap_err();
+    assert_eq!(foreign.kind(), PgErrorKind::Refused, "{foreign}");
+    a.postgres.fence().await.unwrap();
+    let silent = b
+        .try_run(PgOp::Rewind { from: a.upstream() })
+        .await
+        .unwrap_err();
+    assert_eq!(silent.kind(), PgErrorKind::Retry, "{silent}");
+    assert_eq!(b.control().await, before);
+    b.run(PgOp::Start {
+        role: StartRole::Primary,
+    })
+    .await;
+    assert!(b.running().await.is_primary());
+}
+
+#[tokio::test]
+async fn a_taken_port_and_a_missing_program_are_named() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    a.bootstrap(&[]).await;
+    a.run(PgOp::Stop).await;
+    let taken = std::net::TcpListener::bind(("127.0.0.1", a.port)).unwrap();
+    let error = a
+        .try_run(PgOp::Start {
+            role: StartRole::Primary,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    assert!(
+        error.to_string().contains("Address already in use"),
+        "{error}"
+    );
+    drop(taken);
+    a.run(PgOp::Start {
+        role: StartRole::Primary,
+    })
+    .await;
+
+    let b = Node::with(&version, dir.path(), "pg-b", |options| {
+        options.bin_dir = Some("/nonexistent".into());
+    })
+    .await;
+    let error = b
+        .try_run(PgOp::Clone {
+            from: a.upstream(),
+            replace: None,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    assert!(error.to_string().contains("pg_basebackup"), "{error}");
+}
+
+#[tokio::test]
+async fn configuration_files_may_have_a_directory_of_their_own() {
+    let dir = sandbox();
+    let version = version();
+    let node = async |name: &str| {
+        let config_dir = dir.path().join(format!("{name}.conf.d"));
+        Node::with(&version, dir.path(), name, |options| {
+            options.config_dir = Some(config_dir);
+        })
+        .await
+    };
+    let (a, b) = (node("pg-a").await, node("pg-b").await);
+    a.bootstrap(&["pg-b"]).await;
+    b.join(&a).await;
+    let file = b.sql("SHOW config_file").await;
+    assert!(file.ends_with("pg-b.conf.d/postgresql.conf"), "{file}");
+    // A diverged standby comes back with its own files, not with its source's.
+    b.arm(2).await;
+    b.run(PgOp::Promote).await;
+    b.sql("CREATE TABLE t ()").await;
+    a.sql("CREATE TABLE u ()").await;
+    b.run(PgOp::Checkpoint).await;
+    b.run(PgOp::Slots {
+        wanted: [a.name().slot()].into(),
+    })
+    .await;
+    a.postgres.fence().await.unwrap();
+    a.run(PgOp::Rewind { from: b.upstream() }).await;
+    a.follow_from_start(&b).await;
+    assert!(
+        a.sql("SHOW config_file")
+            .await
+            .ends_with("pg-a.conf.d/postgresql.conf")
+    );
+}
+
+/// Returns the command lines of the programs that copy into a node's data directory.
+fn copies_into(node: &Node) -> Vec<String> {
+    let target = node.data_dir.display().to_string();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(bytes) = std::fs::read(entry.path().join("cmdline")) else {
+            continue;
+        };
+        let line = String::from_utf8_lossy(&bytes).replace('\0', " ");
+        if line.contains("pg_basebackup") && line.contains(&target) {
+            found.push(line);
+        }
+    }
+    found
+}
+
+/// A child that does not outlive its test.
+struct Killed(Child);
+
+impl Killed {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().expect("the child was ours to kill");
+        self.0.wait().expect("the child was ours to wait for");
+    }
+}

@@ -1,0 +1,81 @@
+//! The project's programs that xtask builds and then becomes.
+
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use crate::shell::{cargo, loudly};
+use crate::terminal::warn;
+use crate::tools::{Tools, target_directory, workspace_root};
+
+/// Builds the programs and becomes `quickstart`; returns only when that fails.
+///
+/// # Errors
+/// When something does not build or cannot be started.
+pub(crate) fn demo(tools: &Tools, arguments: &[String]) -> Result<()> {
+    warn("building (the first time takes some minutes)");
+    // Not in release mode: the demo waits for leases and servers, not for our own code, and an
+    // optimised build of everything would keep a newcomer waiting several times as long.
+    build_programs(&[])?;
+    become_program(
+        "spilo-examples",
+        "quickstart",
+        &[],
+        tools,
+        "debug",
+        arguments,
+    )
+}
+
+/// Builds the daemon and a program of the harness in release mode, and becomes that program;
+/// returns only when that fails.
+///
+/// # Errors
+/// When something does not build or cannot be started.
+pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result<()> {
+    build_programs(&["--release"])?;
+    become_program(
+        "spilo-benches",
+        name,
+        &["--release"],
+        tools,
+        "release",
+        arguments,
+    )
+}
+
+/// Builds the programs of `spilo-examples`, the daemon among them.
+fn build_programs(mode: &[&str]) -> Result<()> {
+    let mut build = cargo();
+    build.current_dir(workspace_root()).arg("build").args(mode);
+    loudly(build.args(["-p", "spilo-examples", "-p", "spilo-pg", "--bins"]))
+}
+
+fn become_program(
+    package: &str,
+    name: &str,
+    mode: &[&str],
+    tools: &Tools,
+    profile: &str,
+    arguments: &[String],
+) -> Result<()> {
+    let mut run: Command = cargo();
+    // Not `current_dir`: the arguments may name files from where the user stands.
+    run.args(["run", "--quiet", "--manifest-path"])
+        .arg(workspace_root().join("Cargo.toml"));
+    run.args(mode)
+        .args(["-p", package, "--bin", name, "--"])
+        .args(arguments);
+    run.env("SPILO_AGENT", agent(profile))
+        .stdin(Stdio::inherit());
+    // We become cargo, and cargo becomes the program: signals and the exit status need no help.
+    let failure = tools.export(&mut run).exec();
+    Err(failure).with_context(|| format!("cannot start {name}"))
+}
+
+/// Returns where cargo puts the daemon.
+pub(crate) fn agent(profile: &str) -> PathBuf {
+    target_directory().join(profile).join("spilo-agent")
+}
