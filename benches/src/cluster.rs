@@ -247,13 +247,11 @@ impl ClusterBuilder {
         self
     }
 
-    /// Sets the lease's length in seconds, and with it `loop_wait` (a quarter) and `retry_timeout`
-    /// (so that the three keep Patroni's rule `loop_wait + 2 * retry_timeout <= ttl`).
+    /// Sets the lease's length in seconds; `loop_wait` and `retry_timeout` stay what they are by
+    /// default.
     #[must_use]
     pub fn ttl(self, seconds: u64) -> Self {
-        let loop_wait = (seconds / 4).max(1);
-        let retry_timeout = (seconds.saturating_sub(loop_wait) / 2).max(1);
-        self.timing(seconds, loop_wait, retry_timeout)
+        self.dcs("ttl", json!(seconds))
     }
 
     /// Sets `ttl`, `loop_wait` and `retry_timeout`, in seconds.

@@ -2,9 +2,10 @@
 
 mod answer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,10 +26,13 @@ use crate::tls::{ClientTls, ClientTlsOptions, TlsError};
 
 /// Asks members over HTTP and HTTPS, Patroni's and spilo's alike.
 ///
-/// Each question is one attempt on a connection of its own, without redirects. All of it, the name
-/// lookup included, is bounded by the timeout, and the answer by 256 KiB.
+/// Each question is one attempt without redirects, on the connection that the last one left open
+/// or, where that is gone, on a new one. All of it, the name lookup included, is bounded by the
+/// timeout, and the answer by 256 KiB.
 pub struct HttpPeers {
     timeout: Duration,
+    /// Connections that nobody uses at the moment, by where they lead to.
+    idle: Mutex<BTreeMap<String, Sender>>,
     authorization: Option<HeaderValue>,
     tls: ClientTls,
 }
@@ -104,6 +108,7 @@ impl HttpPeers {
         };
         Ok(Self {
             timeout: options.timeout,
+            idle: Mutex::default(),
             authorization,
             tls,
         })
@@ -139,7 +144,6 @@ impl HttpPeers {
         };
         let headers = request.headers_mut();
         headers.insert(header::HOST, target.authority.clone());
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/json"),
@@ -147,23 +151,38 @@ impl HttpPeers {
         if let Some(value) = &self.authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
+        // Taken out while it is in use: a question that is given up takes its connection along.
+        let kept = self.idle().remove(&target.place);
+        if let Some(mut sender) = kept.filter(|sender| !sender.is_closed()) {
+            // The member may have closed it meanwhile. Every question may be asked twice.
+            if let Ok(answer) = receive(&mut sender, request.clone()).await {
+                self.keep(target.place, sender);
+                return answer.found();
+            }
+        }
         let io = self.connect(&target).await?;
-        let (sender, connection) = http1::Builder::new()
+        let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| with_causes(&error))?;
-        let mut answer = pin!(receive(sender, request));
-        let mut connection = pin!(connection);
-        let mut open = true;
-        loop {
-            tokio::select! {
-                biased;
-                answer = &mut answer => return answer,
-                // What is wrong with the connection is told by the answer that does not come.
-                _ = &mut connection, if open => open = false,
-            }
+        // It ends with its sender. What is wrong with it is told by the answer that does not come.
+        tokio::spawn(async move { drop(connection.await) });
+        let answer = receive(&mut sender, request).await?;
+        self.keep(target.place, sender);
+        answer.found()
+    }
+
+    fn keep(&self, place: String, sender: Sender) {
+        let mut idle = self.idle();
+        idle.retain(|_, sender| !sender.is_closed());
+        if !sender.is_closed() {
+            idle.insert(place, sender);
         }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, BTreeMap<String, Sender>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn connect(&self, target: &Target) -> Result<Box<dyn Io>, String> {
@@ -229,6 +248,8 @@ struct Target {
     port: u16,
     authority: HeaderValue,
     path: Uri,
+    /// What a connection is for: scheme, host and port.
+    place: String,
 }
 
 impl Target {
@@ -244,7 +265,9 @@ impl Target {
             return Err("has a user in it, which is not supported".to_owned());
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let place = format!("{encrypted} {authority}");
         Ok(Self {
+            place,
             encrypted,
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority
@@ -258,11 +281,26 @@ impl Target {
     }
 }
 
-/// Sends the request and reads an answer of 200, all of it.
-async fn receive(
-    mut sender: http1::SendRequest<Full<Bytes>>,
-    request: Request<Full<Bytes>>,
-) -> Result<(HeaderMap, Bytes), String> {
+/// A whole answer, of any status.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    /// Returns the answer if it is one of 200.
+    fn found(self) -> Result<(HeaderMap, Bytes), String> {
+        match self.status {
+            StatusCode::OK => Ok((self.headers, self.body)),
+            status => Err(format!("answered {status}: {}", excerpt(&self.body))),
+        }
+    }
+}
+
+/// Sends the request and reads the answer, all of it.
+async fn receive(sender: &mut Sender, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    sender.ready().await.map_err(|error| with_causes(&error))?;
     let response = sender
         .send_request(request)
         .await
@@ -273,10 +311,11 @@ async fn receive(
         .await
         .map_err(|error| with_causes(&*error))?
         .to_bytes();
-    if head.status != StatusCode::OK {
-        return Err(format!("answered {}: {}", head.status, excerpt(&body)));
-    }
-    Ok((head.headers, body))
+    Ok(Answer {
+        status: head.status,
+        headers: head.headers,
+        body,
+    })
 }
 
 /// Returns the beginning of an answer, for a message.
@@ -292,6 +331,8 @@ impl fmt::Debug for HttpPeers {
             .finish_non_exhaustive()
     }
 }
+
+type Sender = http1::SendRequest<Full<Bytes>>;
 
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 

@@ -20,17 +20,18 @@ use crate::time::NodeTime;
 /// - Every method answers within a second, or fails.
 #[async_trait]
 pub trait Guard: Send + Sync + fmt::Debug {
-    /// Sets or moves the deadline. Once it returned `Ok`, the guard enforces it.
+    /// Sets or moves the deadline. Once it returned `Ok`, the guard enforces it; the status names
+    /// it.
     ///
     /// # Errors
     /// `Refused` when the deadline in force is of a greater epoch or its hard time has passed.
-    async fn arm(&self, deadline: Deadline) -> Result<(), GuardError>;
+    async fn arm(&self, deadline: Deadline) -> Result<GuardStatus, GuardError>;
 
     /// Takes the deadline away from a server that is a standby.
     ///
     /// The caller vouches that the server takes no writes. A guard refuses when the data
     /// directory has no `standby.signal`.
-    async fn disarm(&self) -> Result<(), GuardError>;
+    async fn disarm(&self) -> Result<GuardStatus, GuardError>;
 
     /// Looks at the guard and what it guards.
     async fn status(&self) -> Result<GuardStatus, GuardError>;
@@ -58,8 +59,9 @@ pub struct Deadline {
 pub struct GuardStatus {
     /// The process id of the postmaster under it, if there is one.
     pub postmaster: Option<u32>,
-    /// How many processes of the server are alive, the postmaster included.
-    pub processes: u32,
+    /// Whether any process of the server may be alive: false only where the kernel has said that
+    /// none is left.
+    pub alive: bool,
     /// The deadline in force.
     pub deadline: Option<Deadline>,
     /// How long the slowest fence so far took, from the first kill to the proof: SIGKILL delivered

@@ -150,12 +150,12 @@ impl GuardKeeper {
 
 #[async_trait]
 impl Guard for GuardKeeper {
-    async fn arm(&self, deadline: Deadline) -> Result<(), GuardError> {
+    async fn arm(&self, deadline: Deadline) -> Result<GuardStatus, GuardError> {
         self.ask(|guard| async move { guard.arm(deadline).await })
             .await
     }
 
-    async fn disarm(&self) -> Result<(), GuardError> {
+    async fn disarm(&self) -> Result<GuardStatus, GuardError> {
         self.ask(|guard| async move { guard.disarm().await }).await
     }
 

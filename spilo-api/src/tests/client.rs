@@ -158,7 +158,7 @@ async fn only_accepted_is_a_consent() {
 }
 
 #[tokio::test]
-async fn a_question_is_one_closed_request_with_credentials() {
+async fn a_question_is_one_request_with_credentials() {
     let (url, asked, _tasks) = canned(b"HTTP/1.0 200 OK\r\n\r\nAccepted".to_vec()).await;
     let credentials = Credentials {
         username: "u".to_owned(),
@@ -175,7 +175,6 @@ async fn a_question_is_one_closed_request_with_credentials() {
         .unwrap();
     let asked = asked.lock().unwrap().to_lowercase();
     assert!(asked.starts_with("post /failsafe http/1.1\r\n"), "{asked}");
-    assert!(asked.contains("\r\nconnection: close\r\n"), "{asked}");
     assert!(
         asked.contains("\r\nauthorization: basic dtpw\r\n"),
         "{asked}"
@@ -190,6 +189,34 @@ async fn a_question_is_one_closed_request_with_credentials() {
         ),
         "{asked}"
     );
+}
+
+#[tokio::test]
+async fn questions_share_a_connection_until_the_member_closes_it() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nAccepted";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/patroni", listener.local_addr().unwrap());
+    let (heard, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        for connection in 1.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // Two questions each, and then the member is restarted.
+            for _ in 0..2 {
+                let mut chunk = [0; 4096];
+                assert_ne!(stream.read(&mut chunk).await.unwrap(), 0);
+                heard.send(connection).unwrap();
+                stream.write_all(ANSWER).await.unwrap();
+            }
+        }
+    });
+    let peers = peers(2000);
+    let mut connections = Vec::new();
+    for _ in 0..5 {
+        peers.ask_consent(&url, &consent()).await.unwrap();
+        connections.push(told.recv().await.unwrap());
+    }
+    assert_eq!(connections, [1, 1, 2, 2, 3]);
 }
 
 #[tokio::test]
@@ -359,6 +386,7 @@ async fn a_slow_answer_is_cut_off_by_the_timeout() {
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
+        stream.read_u8().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
         // One byte at a time: each is progress, and none is an answer.
         while stream.write_all(b" ").await.is_ok() {

@@ -151,10 +151,13 @@ impl Machine {
             return;
         };
         let wanted = deadline(&permission, lease);
-        let newer = facts
-            .armed
-            .as_ref()
-            .is_none_or(|armed| (armed.epoch, armed.hard) < (wanted.epoch, wanted.hard));
+        // Renewal and confirmation follow each other within milliseconds, and the permission with
+        // the older of them: only the second is worth a message.
+        let newer = facts.armed.as_ref().is_none_or(|armed| {
+            armed.epoch < wanted.epoch
+                || (armed.epoch == wanted.epoch
+                    && wanted.hard.since(armed.hard) >= renew_every(lease.ttl) / 4)
+        });
         // Under a server that is down there is nothing to hold a deadline for, until one is to be
         // started; the guard takes a deadline then as well.
         if newer && wanted.epoch == lease.epoch {
@@ -273,7 +276,8 @@ impl Machine {
         let due = match &facts.holding {
             Some(held) => facts.now.since(held.confirmed) >= renew_every(held.lease.ttl),
             None if self.is_urgent() => spent >= URGENT * 3,
-            None => spent >= facts.config.loop_wait,
+            // The watch tells of changes; this is for a watch that has gone silent.
+            None => spent >= facts.config.loop_wait.min(facts.config.ttl / 2),
         };
         let detaching = match (&facts.detach, &facts.holding) {
             (Some(ordered), Some(held)) => held.confirmed < *ordered,

@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +41,10 @@ pub struct GuardClient {
     changes: AtomicU64,
     /// An open connection is what tells the guard that an agent is alive.
     _presence: UnixStream,
+    /// The connection of the last of the requests that come all the time. Taken out while it is in
+    /// use: a request that is dropped half-way takes it along, so that no answer can be taken for
+    /// that of another request.
+    kept: Mutex<Option<UnixStream>>,
 }
 
 /// Where the guard lives and what program it is.
@@ -150,6 +155,7 @@ impl GuardClient {
             adopted: true,
             changes: AtomicU64::new(reply.changes),
             _presence: stream,
+            kept: Mutex::default(),
         })
     }
 
@@ -237,8 +243,7 @@ impl GuardClient {
     /// # Errors
     /// `Gone` and `Silent`.
     pub async fn report(&self) -> Result<GuardReport, GuardError> {
-        let reply = self.request(&Request::Status, "read the status").await?;
-        let text = *reply.status.unwrap_or_default();
+        let text = self.look(&Request::Status, "read the status").await?;
         let StatusText {
             guard_pid, role, ..
         } = text;
@@ -262,10 +267,30 @@ impl GuardClient {
             .map(drop)
     }
 
+    /// Sends a request that may be sent twice and returns the status that answers it.
+    async fn look(&self, request: &Request, action: &str) -> Result<StatusText, GuardError> {
+        let whole = async {
+            let line = encode(request, Some(&self.name), action)?;
+            let kept = held(&self.kept).take();
+            if let Some(mut stream) = kept
+                && let Ok(reply) = exchange(&mut stream, &line, action).await
+            {
+                *held(&self.kept) = Some(stream);
+                return Ok(reply);
+            }
+            let mut stream = open(&self.run_dir, action).await?;
+            let reply = exchange(&mut stream, &line, action).await?;
+            *held(&self.kept) = Some(stream);
+            Ok(reply)
+        };
+        let reply = timeout(ANSWER_LIMIT, whole)
+            .await
+            .map_err(|_| silent(action))??;
+        let status = reply.status.map(|status| *status);
+        status.ok_or_else(|| refused(action, "the answer bears no status"))
+    }
+
     /// Sends one request on a connection of its own and returns the answer.
-    ///
-    /// A connection per request leaves nothing behind when the future is dropped, and no answer
-    /// can be taken for that of another request.
     async fn request(&self, request: &Request, action: &str) -> Result<Reply, GuardError> {
         timeout(ANSWER_LIMIT, self.patient_request(request, action))
             .await
@@ -281,16 +306,16 @@ impl GuardClient {
 
 #[async_trait]
 impl Guard for GuardClient {
-    async fn arm(&self, deadline: Deadline) -> Result<(), GuardError> {
-        self.request(&Request::Arm(deadline.into()), "move the deadline")
+    async fn arm(&self, deadline: Deadline) -> Result<GuardStatus, GuardError> {
+        self.look(&Request::Arm(deadline.into()), "move the deadline")
             .await
-            .map(drop)
+            .map(StatusText::into_status)
     }
 
-    async fn disarm(&self) -> Result<(), GuardError> {
-        self.request(&Request::Disarm, "take the deadline away")
+    async fn disarm(&self) -> Result<GuardStatus, GuardError> {
+        self.look(&Request::Disarm, "take the deadline away")
             .await
-            .map(drop)
+            .map(StatusText::into_status)
     }
 
     async fn status(&self) -> Result<GuardStatus, GuardError> {
@@ -426,6 +451,10 @@ async fn exchange(stream: &mut UnixStream, line: &[u8], action: &str) -> Result<
         Some(failure) => Err(refused(action, failure.problem)),
         None => Ok(reply),
     }
+}
+
+fn held<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
+    cell.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn id(child: &Child) -> u32 {

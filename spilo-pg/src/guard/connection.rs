@@ -13,7 +13,7 @@ pub(super) struct Connection {
     output: Vec<u8>,
     /// An answer that is not ready yet. Further requests wait for it.
     pub(super) waiting: Waiting,
-    /// Whether it said that an agent holds it, and may be silent for that reason.
+    /// Whether an agent holds it, as its first request has shown, and it may be silent.
     pub(super) is_presence: bool,
     last_heard: Instant,
     bad_lines: u32,

@@ -140,7 +140,7 @@ pub(super) struct StatusText {
     #[serde(default)]
     pub(super) postmaster: Option<u32>,
     #[serde(default)]
-    pub(super) processes: u32,
+    pub(super) alive: bool,
     #[serde(default)]
     pub(super) deadline: Option<DeadlineText>,
     #[serde(default)]
@@ -183,7 +183,7 @@ impl StatusText {
     pub(super) fn into_status(self) -> GuardStatus {
         let mut status = GuardStatus::idle();
         status.postmaster = self.postmaster;
-        status.processes = self.processes;
+        status.alive = self.alive;
         status.deadline = self.deadline.map(Deadline::from);
         status.worst_fence = Duration::from_micros(self.worst_fence_micros);
         status.fences = self.fences;

@@ -248,10 +248,13 @@ impl Guard {
             Duration::ZERO
         } else if self.server.is_fencing() {
             FENCE_TICK
-        } else if self.force.deadline().is_some() || !self.server.is_alive() {
+        } else if !self.server.is_alive() {
             TICK
         } else {
-            LONG_TICK
+            // The timer is what ends the wait in time, on a machine that slept as well; this is
+            // for the case that it fails.
+            let due = self.force.next().map(|at| at.since(boot_time()));
+            due.map_or(LONG_TICK, |due| (due + LATE).min(LONG_TICK))
         };
         let span = Timespec {
             tv_sec: span.as_secs().cast_signed(),
@@ -295,7 +298,8 @@ impl Guard {
             };
             let answer = match protocol::parse(&line, &self.name) {
                 Ok(request) => {
-                    connection.is_presence |= matches!(request, Request::Hello);
+                    // It may be silent from now on: whoever knows this guard's name means well.
+                    connection.is_presence = true;
                     self.handle(request)
                 }
                 Err(failure) => {
@@ -330,8 +334,12 @@ impl Guard {
                 self.force
                     .arm(Deadline::from(deadline), now)
                     .map_err(refused)?;
+                return Ok(Answer::Now(self.status()));
             }
-            Request::Disarm if self.server.takes_no_writes() => self.force.disarm(),
+            Request::Disarm if self.server.takes_no_writes() => {
+                self.force.disarm();
+                return Ok(Answer::Now(self.status()));
+            }
             Request::Disarm => return Err(refused("the server may be a primary".to_owned())),
             Request::Launch(_) if self.ending => return Err(refused("the guard ends".to_owned())),
             Request::Launch(launch) => {
@@ -371,7 +379,7 @@ impl Guard {
         }
     }
 
-    fn status(&mut self) -> Reply {
+    fn status(&self) -> Reply {
         let deadline = self.force.deadline().cloned().map(Into::into);
         let weaknesses = self.weaknesses.clone();
         let status = StatusText {
@@ -514,7 +522,7 @@ fn rehearse(mut server: Server, signals: &SignalFd) -> Result<(), String> {
     server
         .start_rehearsal()
         .map_err(|error| format!("rehearse the fence: {error}"))?;
-    let alive = server.status().processes;
+    let alive = server.count();
     server.begin_fence("rehearsal");
     server.continue_fence();
     let start = Instant::now();
@@ -545,10 +553,12 @@ const MAX_CONNECTIONS: usize = 32;
 const ACCEPTS_PER_TURN: usize = 4;
 /// How often a fence is looked after that the kernel holds up.
 const FENCE_TICK: Duration = Duration::from_millis(10);
-/// How often the loop turns by itself, in case a timer failed it.
+/// How often a guard without a server looks whether it has been idle for long enough to end.
 const TICK: Duration = Duration::from_secs(1);
-/// The same for a server without a deadline, which needs nothing.
+/// How often the loop turns by itself in any case.
 const LONG_TICK: Duration = Duration::from_secs(60);
+/// By how much a deadline may be late whose timer has failed.
+const LATE: Duration = Duration::from_millis(5);
 const LAUNCH_LIMIT: Duration = Duration::from_millis(800);
 /// Nothing is alive meanwhile, so nothing is missed.
 const BURIAL_LIMIT: Duration = Duration::from_millis(200);

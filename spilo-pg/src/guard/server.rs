@@ -256,6 +256,11 @@ impl Server {
         self.alive
     }
 
+    /// Returns how many processes of the server live; a walk that failed has found one.
+    pub(super) fn count(&mut self) -> u32 {
+        self.family.count().unwrap_or(UNKNOWN).alive
+    }
+
     /// Returns whether all that is left of the server is dead and waits to be reaped.
     pub(super) fn is_dying(&mut self) -> bool {
         self.alive
@@ -304,15 +309,13 @@ impl Server {
     }
 
     /// Returns the status, but for what the server does not know.
-    pub(super) fn status(&mut self) -> StatusText {
-        let walk = self.family.count().unwrap_or(UNKNOWN);
+    pub(super) fn status(&self) -> StatusText {
         let under_way = self.fencing.as_ref().map(Fencing::took);
         let number = |pid: Pid| pid.as_raw_nonzero().get().unsigned_abs();
         StatusText {
             guard_pid: std::process::id(),
             postmaster: self.postmaster.map(number),
-            // One that has just died counts until it is reaped, so that "none" is proof.
-            processes: walk.alive.max(u32::from(self.alive)),
+            alive: self.alive,
             worst_fence_micros: micros(self.worst_fence.max(under_way.unwrap_or_default())),
             fences: self.fences,
             last_fence: self.last_fence.map(str::to_owned),

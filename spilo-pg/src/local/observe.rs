@@ -92,7 +92,7 @@ impl Eye {
     /// When neither the guard nor `/proc` tells.
     pub(crate) async fn alive(&self, guard: &GuardClient) -> Result<Alive, PgError> {
         match guard.report().await {
-            Ok(report) if report.status.processes > 0 || report.status.postmaster.is_some() => {
+            Ok(report) if report.status.alive => {
                 return Ok(Alive::Somebody { guarded: true });
             }
             Err(error) if error.kind() == GuardErrorKind::Silent => {

@@ -111,7 +111,7 @@ impl LocalPostgres {
                 .report()
                 .await
                 .map_err(|error| failed_guard(action, error))?;
-            if report.status.postmaster.is_none() && report.status.processes == 0 {
+            if !report.status.alive {
                 let problem = log
                     .problem()
                     .unwrap_or_else(|| report.last_exit.unwrap_or_default());

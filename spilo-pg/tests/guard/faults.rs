@@ -30,7 +30,7 @@ async fn lease_that_passes_stops_the_server_cleanly_at_the_soft_deadline() {
     );
     let report = node.client().report().await.unwrap();
     assert_eq!(report.status.last_fence.as_deref(), Some("soft deadline"));
-    assert_eq!((report.status.fences, report.status.processes), (1, 0));
+    assert_eq!((report.status.fences, report.status.alive), (1, false));
     assert_eq!(report.last_exit.as_deref(), Some("exit status 0"));
 }
 
@@ -129,7 +129,7 @@ async fn orphans_of_a_killed_postmaster_are_killed_at_once() {
     );
     node.assert_nothing_was_written_after(killed, "killed postmaster");
     let status = node.client().status().await.unwrap();
-    assert_eq!((status.postmaster, status.processes), (None, 0));
+    assert_eq!((status.postmaster, status.alive), (None, false));
     assert_eq!(status.last_fence.as_deref(), Some("postmaster died"));
     assert_eq!(
         node.client().report().await.unwrap().last_exit.as_deref(),

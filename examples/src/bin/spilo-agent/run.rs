@@ -32,12 +32,12 @@ pub(crate) struct Source {
 
 /// Runs the node until it is told to stop or cannot go on.
 pub(crate) fn run(parsed: Parsed, source: Source, level: LevelHandle) -> Result<Exit> {
-    // The agent itself has a thread of its own; these carry its requests out.
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+    // One thread for everything that waits, which is nearly all that an agent does; what blocks
+    // (files, names) has threads of its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the threads of the agent")?;
+        .context("cannot start the runtime of the agent")?;
     let exit = runtime.block_on(node(parsed.local, source, level));
     // What blocks still (a look-up of a name, a file system that hangs) is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
