@@ -7,10 +7,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 
@@ -30,6 +31,8 @@ impl Machine {
             "pg_basebackup",
             "pg_controldata",
             "pg_rewind",
+            "pg_waldump",
+            "psql",
         ] {
             let program = dir.path().join("bin").join(name);
             fs::write(&program, "#!/bin/sh\necho 'postgres (PostgreSQL) 15.6'\n").unwrap();
@@ -61,7 +64,8 @@ postgresql:
         fs::write(self.path("agent.yml"), config).unwrap();
         Command::new(env!("CARGO_BIN_EXE_spilo-agent"))
             .args(arguments)
-            .arg(self.path("agent.yml"))
+            .arg("agent.yml")
+            .current_dir(self.dir.path())
             .env_clear()
             .output()
             .unwrap()
@@ -94,6 +98,13 @@ fn free_port() -> u16 {
         .local_addr()
         .unwrap()
         .port()
+}
+
+/// Writes a certificate, and its key into the same file.
+fn certify(file: &Path) {
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    fs::write(file, certificate + &key).unwrap();
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -177,6 +188,105 @@ fn a_machine_that_does_not_fit_gives_one_clear_error_and_stays_as_it_was() {
     });
     let error = format!("restapi.listen: the port {port} of 127.0.0.1 is taken by another program");
     refused(&machine, &config, error);
+}
+
+/// A start checks what a validation checks, and both before anything is made.
+#[test]
+fn settings_that_no_agent_could_start_with_are_named_and_nothing_is_made() {
+    let machine = Machine::new();
+    let root = machine.dir.path().display();
+    for name in ["a.pem", "b.pem"] {
+        certify(&machine.path(name));
+    }
+    fs::write(machine.path("none.pem"), "").unwrap();
+    let files = machine.files();
+    let restapi = |more: &str| {
+        machine
+            .config
+            .replace("restapi: {", &format!("restapi: {{{more}, "))
+    };
+    let etcd3 = |more: &str| {
+        machine
+            .config
+            .replace("etcd3: {", &format!("etcd3: {{{more}, "))
+    };
+    for (config, error) in [
+        (
+            restapi("allowlist: [10.0.0.0/33]"),
+            "restapi.allowlist: allowlist: \"10.0.0.0/33\" is no address, network or host name"
+                .to_owned(),
+        ),
+        (
+            restapi("http_extra_headers: {'X A': b}"),
+            "restapi: header \"X A\": its name or value has characters that a header may not have"
+                .to_owned(),
+        ),
+        (
+            restapi("certfile: a.pem, keyfile: b.pem"),
+            format!("restapi: tls: cannot use {root}/b.pem: the key does not fit the certificate"),
+        ),
+        (
+            restapi("certfile: a.pem, cafile: none.pem, verify_client: required"),
+            format!("restapi: tls: cannot use {root}/none.pem: it has no certificate"),
+        ),
+        (
+            format!("{}ctl: {{certfile: a.pem, keyfile: b.pem}}", machine.config),
+            format!(
+                "ctl, restapi: tls: cannot use {root}/a.pem: the key does not fit the certificate"
+            ),
+        ),
+        (
+            etcd3("cacert: a.pem, cert: a.pem, key: b.pem, protocol: https"),
+            format!("etcd3: tls: cannot use {root}/a.pem: the key does not fit the certificate"),
+        ),
+        (
+            restapi("certfile: missing.pem"),
+            format!(
+                "restapi.certfile: cannot read {root}/missing.pem: No such file or directory (os \
+                 error 2)"
+            ),
+        ),
+        (
+            format!("{}log: {{dir: missing}}", machine.config),
+            format!("log.dir: cannot write a log in {root}/missing: No such file or directory"),
+        ),
+    ] {
+        for arguments in [["--validate-config"].as_slice(), &[]] {
+            let output = machine.run(&config, arguments);
+            let said = text(&output.stderr);
+            let first = said.lines().next().unwrap_or_default();
+            assert!(
+                first.starts_with(&format!("spilo-agent: {error}")),
+                "{said}"
+            );
+            assert_eq!(output.status.code(), Some(1), "{error}");
+            assert_eq!(machine.files(), files, "{error}");
+        }
+    }
+}
+
+#[test]
+fn an_agent_leaves_the_directory_it_was_started_in_and_names_the_way_out_of_being_root() {
+    let machine = Machine::new();
+    fs::create_dir(machine.path("data")).unwrap();
+    fs::write(machine.path("agent.yml"), &machine.config).unwrap();
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_spilo-agent"))
+        .arg("../agent.yml")
+        .current_dir(machine.path("data"))
+        .env_clear()
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(agent.stderr.take().unwrap()).lines();
+    let up = said.any(|line| line.unwrap().contains("spilo-agent starts"));
+    let next = said.next().unwrap().unwrap();
+    let stands = fs::read_link(format!("/proc/{}/cwd", agent.id()));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert!(up);
+    assert_eq!(stands.unwrap(), Path::new("/"));
+    let warned = next.contains("WARNING: runs as root") && next.contains(": User=postgres)");
+    assert_eq!(warned, nix::unistd::geteuid().is_root(), "{next}");
 }
 
 #[test]

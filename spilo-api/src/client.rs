@@ -5,7 +5,7 @@ mod answer;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,11 +30,8 @@ use crate::tls::{ClientTls, ClientTlsOptions, TlsError};
 /// or, where that is gone, on a new one. All of it, the name lookup included, is bounded by the
 /// timeout, and the answer by 256 KiB.
 pub struct HttpPeers {
-    timeout: Duration,
-    /// Connections that nobody uses at the moment, by where they lead to.
-    idle: Mutex<BTreeMap<String, Sender>>,
-    authorization: Option<HeaderValue>,
-    tls: ClientTls,
+    /// Shared with the questions under way, which end with what they began with.
+    setup: RwLock<Arc<Setup>>,
 }
 
 /// How to ask members.
@@ -90,6 +87,47 @@ impl HttpPeers {
     /// # Errors
     /// A file that cannot be used, or options that do not fit together.
     pub fn new(options: PeerOptions) -> Result<Self, PeerSetupError> {
+        let setup = RwLock::new(Arc::new(Setup::new(options)?));
+        Ok(Self { setup })
+    }
+
+    /// Replaces the options for the questions that come from now on, and reads the files that they
+    /// name, also if their names are the old ones. Connections made before are not used again.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); the old options then stay.
+    pub fn reconfigure(&self, options: PeerOptions) -> Result<(), PeerSetupError> {
+        self.replace(Self::new(options)?);
+        Ok(())
+    }
+
+    /// Goes on as `other`: [`reconfigure`](Self::reconfigure) for a caller that has more to prepare
+    /// before anything may change.
+    pub fn replace(&self, other: Self) {
+        let setup = other
+            .setup
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        *self.setup.write().unwrap_or_else(PoisonError::into_inner) = setup;
+    }
+
+    fn setup(&self) -> Arc<Setup> {
+        Arc::clone(&self.setup.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What one set of options comes to. Connections lie in it, so that none outlives the credentials
+/// and the certificate that it was made with.
+struct Setup {
+    timeout: Duration,
+    /// Connections that nobody uses at the moment, by where they lead to.
+    idle: Mutex<BTreeMap<String, Sender>>,
+    authorization: Option<HeaderValue>,
+    tls: ClientTls,
+}
+
+impl Setup {
+    fn new(options: PeerOptions) -> Result<Self, PeerSetupError> {
         let tls = ClientTlsOptions {
             ca: options.ca,
             certificate: options.certificate,
@@ -204,6 +242,7 @@ impl HttpPeers {
 impl Peers for HttpPeers {
     async fn ask(&self, api_url: &str) -> Result<PeerStatus, PeerError> {
         let (_, body) = self
+            .setup()
             .exchange(api_url, Method::GET, None, Bytes::new())
             .await?;
         answer::read(&body).map_err(|problem| PeerError::new(api_url, problem))
@@ -215,6 +254,9 @@ impl Peers for HttpPeers {
         request: &ConsentRequest,
     ) -> Result<Option<Lsn>, PeerError> {
         let mut map = Map::new();
+        if let Some(scope) = &request.scope {
+            map.insert("scope".to_owned(), scope.as_str().into());
+        }
         map.insert("name".to_owned(), request.name.as_str().into());
         map.insert("conn_url".to_owned(), request.conn_url.clone().into());
         map.insert("api_url".to_owned(), request.api_url.clone().into());
@@ -226,6 +268,7 @@ impl Peers for HttpPeers {
         map.insert("slots".to_owned(), Value::Object(slots));
         let body = Bytes::from(Value::Object(map).to_string());
         let (headers, answer) = self
+            .setup()
             .exchange(api_url, Method::POST, Some("/failsafe"), body)
             .await?;
         if answer != ACCEPTED {
@@ -327,7 +370,7 @@ fn excerpt(body: &[u8]) -> String {
 impl fmt::Debug for HttpPeers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HttpPeers")
-            .field("timeout", &self.timeout)
+            .field("timeout", &self.setup().timeout)
             .finish_non_exhaustive()
     }
 }

@@ -44,6 +44,10 @@ pub(crate) async fn answer(node: &dyn Node, map: &Map<String, Value>) -> Result<
             let problem = "this node asked for the lock itself and does not know the answer";
             Err(unavailable(problem))
         }
+        ConsentAnswer::Stranger => Err(Refusal::new(
+            StatusCode::PRECONDITION_FAILED,
+            "this node is a member of another cluster",
+        )),
     }
 }
 
@@ -71,6 +75,7 @@ fn read(map: &Map<String, Value>) -> Result<ConsentRequest, Refusal> {
         Some(other) => return Err(bad(format!("slots: wanted an object, found {other}"))),
     }
     Ok(ConsentRequest {
+        scope: body::text(map, "scope")?.map(str::to_owned),
         name,
         conn_url: text("conn_url")?,
         api_url: text("api_url")?,

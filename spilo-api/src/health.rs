@@ -43,7 +43,7 @@ pub(crate) fn is_alive(report: &Report) -> bool {
     let allowed = if report.status.is_primary() {
         ttl
     } else {
-        ttl * 2
+        ttl.saturating_mul(2)
     };
     report.now.since(report.status.stepped_at) < allowed
 }

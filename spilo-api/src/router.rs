@@ -80,6 +80,16 @@ impl Api {
     }
 }
 
+impl ApiOptions {
+    /// Checks what [`Api::new`] checks, before there is a node.
+    ///
+    /// # Errors
+    /// A header that cannot be one.
+    pub fn check(&self) -> Result<(), BadHeader> {
+        Prepared::new(self.clone()).map(drop)
+    }
+}
+
 impl Default for ApiOptions {
     /// Open to everybody, as Patroni is, and with spilo's name as the server.
     fn default() -> Self {

@@ -1,5 +1,6 @@
 //! The dynamic configuration: what the cluster agreed on, in the store's `config` key.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -12,7 +13,8 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct DynamicConfig {
-    /// How long the lock outlives its holder's last renewal. At least three seconds.
+    /// How long the lock outlives its holder's last renewal. From three seconds to one day; the
+    /// other spans are of one year at most.
     pub ttl: Duration,
     /// How often to look around although nothing seems to happen.
     pub loop_wait: Duration,
@@ -69,28 +71,24 @@ impl DynamicConfig {
             map: postgresql,
             prefix: "postgresql.",
         };
-        let ttl = at_least(keys.seconds(&["ttl"], 30)?, TTL_FLOOR, "ttl", &mut adjusted);
-        let second = Duration::from_secs(1);
-        let loop_wait = at_least(
-            keys.seconds(&["loop_wait"], 10)?,
-            second,
-            "loop_wait",
-            &mut adjusted,
-        );
-        let retry = keys.seconds(&["retry_timeout"], 10)?;
         let unsupported = unsupported(&raw)?;
+        let mut seconds = |names: &[&str], default, bounds: RangeInclusive<Duration>| {
+            let value = keys.seconds(names, default)?;
+            Ok::<_, String>(within(value, &bounds, names[0], &mut adjusted))
+        };
+        let second = Duration::from_secs(1);
         let start_timeout = ["primary_start_timeout", "master_start_timeout"];
         let config = Self {
-            ttl,
-            loop_wait,
-            retry_timeout: at_least(retry, second, "retry_timeout", &mut adjusted),
+            ttl: seconds(&["ttl"], 30, TTL_FLOOR..=TTL_CEILING)?,
+            loop_wait: seconds(&["loop_wait"], 10, second..=SPAN_CEILING)?,
+            retry_timeout: seconds(&["retry_timeout"], 10, second..=SPAN_CEILING)?,
+            primary_start_timeout: seconds(&start_timeout, 300, Duration::ZERO..=SPAN_CEILING)?,
+            member_slots_ttl: seconds(&["member_slots_ttl"], 1800, Duration::ZERO..=SPAN_CEILING)?,
             maximum_lag_on_failover_bytes: keys.integer(&["maximum_lag_on_failover"], 1_048_576)?,
-            primary_start_timeout: keys.seconds(&start_timeout, 300)?,
             failsafe_mode: keys.flag(&["failsafe_mode"], false)?,
             check_timeline: keys.flag(&["check_timeline"], false)?,
             max_timelines_history: usize::try_from(keys.integer(&["max_timelines_history"], 0)?)
                 .unwrap_or(usize::MAX),
-            member_slots_ttl: keys.seconds(&["member_slots_ttl"], 1800)?,
             use_slots: pg.flag(&["use_slots"], true)?,
             use_pg_rewind: pg.flag(&["use_pg_rewind"], false)?,
             reclone_when_rewind_fails: pg
@@ -250,13 +248,24 @@ impl Reader<'_> {
     }
 }
 
-fn at_least(value: Duration, floor: Duration, name: &str, adjusted: &mut Vec<String>) -> Duration {
+fn within(
+    value: Duration,
+    bounds: &RangeInclusive<Duration>,
+    name: &str,
+    adjusted: &mut Vec<String>,
+) -> Duration {
+    let (floor, ceiling) = (*bounds.start(), *bounds.end());
     if value < floor {
         adjusted.push(format!(
             "{name}: {value:?} is below the least of {floor:?}, which is used"
         ));
     }
-    value.max(floor)
+    if value > ceiling {
+        adjusted.push(format!(
+            "{name}: {value:?} is above the most of {ceiling:?}, which is used"
+        ));
+    }
+    value.clamp(floor, ceiling)
 }
 
 fn unsupported(raw: &Map<String, Value>) -> Result<Vec<String>, String> {
@@ -307,6 +316,13 @@ fn defaults() -> Value {
 
 /// Below this the margins of the lease leave no time to write in.
 const TTL_FLOOR: Duration = Duration::from_secs(3);
+
+/// The longest that every store can keep: Consul's sessions end after a day. Spans are added and
+/// multiplied, and a number that somebody mistyped must not overflow anywhere.
+const TTL_CEILING: Duration = Duration::from_secs(86_400);
+
+/// One year: nobody means more, and no clock or timer of a backend has to cope with it.
+const SPAN_CEILING: Duration = Duration::from_secs(365 * 86_400);
 
 /// Settings that change who may write or be promoted. A node that ignored one could promote the
 /// wrong server, so it names them instead.
@@ -398,6 +414,68 @@ mod tests {
         let config = parse(json!({"ttl": 1})).unwrap();
         assert_eq!(config.ttl, Duration::from_secs(3));
         assert_eq!(config.adjusted.len(), 1);
+    }
+
+    #[test]
+    fn no_number_however_extreme_is_taken_as_it_is() {
+        let spans = [
+            "ttl",
+            "loop_wait",
+            "retry_timeout",
+            "primary_start_timeout",
+            "member_slots_ttl",
+        ];
+        let length = |config: &DynamicConfig, name| match name {
+            "ttl" => config.ttl,
+            "loop_wait" => config.loop_wait,
+            "retry_timeout" => config.retry_timeout,
+            "primary_start_timeout" => config.primary_start_timeout,
+            _ => config.member_slots_ttl,
+        };
+        for name in spans {
+            let most = if name == "ttl" {
+                TTL_CEILING
+            } else {
+                SPAN_CEILING
+            };
+            for value in [
+                json!(9_000_000_000_000_000_000_u64),
+                json!("9000000000000000000"),
+                json!("99999999999999d"),
+                json!(31_536_001),
+            ] {
+                let config = parse(json!({ name: value })).unwrap();
+                assert_eq!(length(&config, name), most, "{name}: {value}");
+                assert_eq!(config.adjusted.len(), 1, "{:?}", config.adjusted);
+            }
+            let fraction = parse(json!({ name: 4.5 })).unwrap();
+            assert_eq!(
+                length(&fraction, name),
+                Duration::from_millis(4500),
+                "{name}"
+            );
+            assert_eq!(fraction.adjusted, [""; 0]);
+            for value in [
+                json!(u64::MAX),
+                json!(1e300),
+                json!("1e300"),
+                json!(-1),
+                json!(-1e300),
+            ] {
+                let refusal = parse(json!({ name: value })).unwrap_err();
+                let says = format!("{name}: wanted a number of seconds, found {value}");
+                assert_eq!(refusal, says);
+            }
+        }
+        for name in ["maximum_lag_on_failover", "max_timelines_history"] {
+            let most = parse(json!({ name: u64::MAX })).unwrap();
+            assert_eq!(most.adjusted, [""; 0]);
+            for value in [json!(1e300), json!("1e300"), json!(0.5), json!(-1)] {
+                let refusal = parse(json!({ name: value })).unwrap_err();
+                let says = format!("{name}: wanted a whole number of zero or more, found {value}");
+                assert_eq!(refusal, says);
+            }
+        }
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub trait Peers: Send + Sync + fmt::Debug {
 pub struct PeerStatus {
     /// Its name, if it said so (`patroni.name`).
     pub name: Option<MemberName>,
+    /// Its cluster, if it said so (`patroni.scope`): an address that was used anew may lead to a
+    /// member of another one.
+    pub scope: Option<String>,
     /// Whether its server takes writes: its role is primary, or it gave a write position.
     pub primary: bool,
     /// How far its log reaches; `None` when it gave no position, which is how a node says that
@@ -58,6 +61,8 @@ pub struct PeerStatus {
 /// A primary's question for consent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ConsentRequest {
+    /// The cluster that the question is about; Patroni's nodes do not say.
+    pub scope: Option<String>,
     /// Who asks.
     pub name: MemberName,
     /// Its connection URL.
@@ -79,6 +84,8 @@ pub enum ConsentAnswer {
     Off,
     /// A request for the lock of its own is under way or unknown.
     Busy,
+    /// It is a member of another cluster.
+    Stranger,
 }
 
 /// A question that got no usable answer.

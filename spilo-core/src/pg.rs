@@ -71,7 +71,8 @@ pub enum PgOp {
     Confirm,
     /// Replaces the data directory by a copy of `from`, ready to start as a standby of it.
     ///
-    /// Refuses a directory that is not empty unless `replace` names what may be thrown away.
+    /// Refuses a directory that is not empty unless `replace` names what may be thrown away; so it
+    /// does with what an interrupted rewind left, but not with an unfinished clone or bootstrap.
     Clone {
         /// The server to copy.
         from: Upstream,
@@ -98,7 +99,9 @@ pub enum PgOp {
         /// The standby that is to take over, if one was named; any level one otherwise.
         candidate: Option<MemberName>,
     },
-    /// Makes the stopped data directory a prefix of `from`'s history again, with pg_rewind.
+    /// Makes the stopped data directory a prefix of `from`'s history again, with pg_rewind. On a
+    /// directory in which it was interrupted it goes on, or fails with
+    /// [`PgErrorKind::CannotRewind`] where that could leave a mixture behind.
     Rewind {
         /// The primary to return to.
         from: Upstream,

@@ -72,6 +72,7 @@ use watch::Watch;
 pub struct Etcd {
     connector: Arc<Connector>,
     keys: Keys,
+    seen: Arc<Seen>,
     lease_lane: Lane,
     read_lane: Lane,
     write_lane: Lane,
@@ -95,6 +96,7 @@ impl Etcd {
         let lane = || Lane::new(Arc::clone(&connector), Arc::clone(&seen));
         Ok(Self {
             keys,
+            seen: Arc::clone(&seen),
             lease_lane: lane(),
             read_lane: lane(),
             write_lane: lane(),

@@ -9,6 +9,8 @@ mod controldata;
 mod disk;
 mod files;
 mod handover;
+mod libraries;
+mod log;
 mod observe;
 mod promote;
 mod query;
@@ -19,6 +21,7 @@ mod slots;
 mod sql;
 mod start;
 mod stop;
+mod trial;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -34,6 +37,7 @@ use crate::LocalOptions;
 use crate::guard::{GuardClient, fence_without_guard};
 
 use self::files::Marker;
+use self::log::Rotation;
 use self::observe::Eye;
 use self::settings::Settings;
 use self::sql::{Purpose, Session, SqlError};
@@ -47,12 +51,20 @@ use self::sql::{Purpose, Session, SqlError};
 ///   down cleanly as a primary the end of the shutdown checkpoint's record, of a standby the
 ///   greater of checkpoint and minimum recovery point, of a crashed primary its last checkpoint,
 ///   which its log exceeds;
-/// - a parameter that would keep the server from starting is left out, with a warning in the log.
+/// - a parameter that the server's program refuses is left out, or keeps the value that it had,
+///   with a warning in the log. When what is left is refused still, [`PgOp::Configure`] fails,
+///   says why, and leaves the files as they were; other operations go on with the configuration
+///   that the data directory had last. What shows only when the server starts is not found that
+///   way: more memory than the machine has, an address that is not its own, a certificate that is
+///   not there, a wrong line of `pg_hba.conf`;
+/// - what the server says without a logging of its own, in `postmaster.log`, is kept from growing
+///   without bound by [`Postgres::observe`], which looks after it once a minute.
 #[derive(Debug)]
 pub struct LocalPostgres {
     options: Arc<LocalOptions>,
     guard: RwLock<Arc<GuardClient>>,
     eye: Eye,
+    rotation: Rotation,
     state: Mutex<State>,
 }
 
@@ -73,6 +85,7 @@ impl LocalPostgres {
             eye: Eye::new(Arc::clone(&options), clock),
             options,
             guard: RwLock::new(guard),
+            rotation: Rotation::new(),
             state: Mutex::default(),
         }
     }
@@ -121,6 +134,7 @@ impl LocalPostgres {
 #[async_trait]
 impl Postgres for LocalPostgres {
     async fn observe(&self) -> Result<PgStatus, PgError> {
+        self.rotation.tend(&self.options);
         let mut status = self.eye.observe(&self.guard()).await?;
         let state = self.state();
         status.configured = state.revision;
@@ -157,10 +171,19 @@ impl Postgres for LocalPostgres {
     }
 
     async fn fence(&self) -> Result<(), PgError> {
-        let Err(error) = self.guard().fence().await else {
-            return Ok(());
+        let guard = self.guard();
+        // A guard proves what is its own. Under one that has nothing, a server may run that somebody
+        // else started.
+        let has_it = guard.report().await.map(|report| report.status.alive);
+        let fenced = match has_it {
+            Ok(true) => guard.fence().await.map(|_| true),
+            other => other,
         };
-        tracing::warn!(%error, "the guard did not fence; fencing without it");
+        match fenced {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the guard did not fence; fencing without it"),
+        }
         let fenced = self.blocking("fence", |options| {
             match fence_without_guard(&options.data_dir) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Duration::ZERO),

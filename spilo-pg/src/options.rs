@@ -120,6 +120,12 @@ impl LocalOptions {
             .unwrap_or_else(|| beside(&self.data_dir, "spilo"))
     }
 
+    /// Returns the directory beside the data directory that its guard lives in, so that one server
+    /// cannot get two.
+    pub fn guard_dir(&self) -> PathBuf {
+        beside(&self.data_dir, "guard")
+    }
+
     /// Returns the directory of the configuration files.
     pub(crate) fn conf_dir(&self) -> &Path {
         self.config_dir.as_deref().unwrap_or(&self.data_dir)
@@ -183,4 +189,23 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.push(".");
     name.push(suffix);
     path.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_the_data_directory_lies_beside_it_however_it_is_written() {
+        for data_dir in ["/srv/pg", "/srv/pg/", "/srv//pg//", "/srv/pg/."] {
+            let scope = Scope::new("demo").unwrap();
+            let name = MemberName::new("a").unwrap();
+            let options = LocalOptions::new(scope, name, data_dir, 5432);
+            assert_eq!(
+                (options.guard_dir(), options.state_dir()),
+                ("/srv/pg.guard".into(), "/srv/pg.spilo".into()),
+                "{data_dir}"
+            );
+        }
+    }
 }

@@ -5,18 +5,15 @@
 mod node;
 
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-use spilo_core::Revision;
 use spilo_core::ids::{MemberName, SystemId};
 use spilo_core::pg::{
     DataDir, PgErrorKind, PgOp, PgOpKind, PgStatus, Postgres as _, Progress, Role, Server,
     StartRole,
 };
 
-use node::{Node, Version, config, sandbox};
+use node::{Node, Version, sandbox};
 
 fn version() -> Version {
     Version::find("15").expect("version 15 is always there")
@@ -133,62 +130,6 @@ async fn a_cancelled_clone_leaves_its_marker_and_no_process() {
     let error = b.try_run(PgOp::Start { role }).await.unwrap_err();
     assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
     a.postgres.fence().await.unwrap();
-}
-
-#[tokio::test]
-async fn settings_that_the_server_refuses_are_left_out() {
-    let dir = sandbox();
-    let a = Node::new(&version(), dir.path(), "pg-a").await;
-    a.bootstrap(&[]).await;
-    let parameters = json!({
-        "no_such_parameter": 1,
-        "work_mem": "banana",
-        "random_page_cost": -5,
-        "maintenance_work_mem": "17MB",
-        "max_connections": 50,
-        "max_wal_senders": 1,
-    });
-    let config = Arc::new(config(parameters));
-    a.run(PgOp::Configure {
-        revision: Revision(7),
-        config,
-    })
-    .await;
-    let status = a.postgres.observe().await.unwrap();
-    assert_eq!(status.configured, Some(Revision(7)));
-    for (name, value) in [("maintenance_work_mem", "17MB"), ("work_mem", "4MB")] {
-        let mut now = String::new();
-        for _ in 0..100 {
-            now = a.sql(&format!("SHOW {name}")).await;
-            if now == value {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert_eq!(now, value, "{name}");
-    }
-    let running = || async { a.running().await.pending_restart };
-    let mut pending = running().await;
-    for _ in 0..150 {
-        if !pending.is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        pending = running().await;
-    }
-    let wanted = (
-        "max_connections".to_owned(),
-        "100".to_owned(),
-        "50".to_owned(),
-    );
-    assert_eq!(pending, [wanted]);
-    a.run(PgOp::Stop).await;
-    a.run(PgOp::Start {
-        role: StartRole::Primary,
-    })
-    .await;
-    assert_eq!(a.sql("SHOW max_connections").await, "50");
-    assert_eq!(a.sql("SHOW max_wal_senders").await, "10");
 }
 
 #[tokio::test]
@@ -322,6 +263,23 @@ async fn a_server_that_the_guard_did_not_start_is_seen_and_stopped() {
     assert_eq!(error.kind(), PgErrorKind::Retry, "{error}");
     a.run(PgOp::Stop).await;
     assert_eq!(a.postgres.observe().await.unwrap().server, Server::Down);
+    // The guard has nothing that it could end; the server ends all the same, even a frozen one.
+    for frozen in [false, true] {
+        assert!(start.status().unwrap().success());
+        assert!(!a.running().await.guarded);
+        if frozen {
+            let pid = std::fs::read_to_string(a.data_dir.join("postmaster.pid")).unwrap();
+            let pid = pid.lines().next().unwrap();
+            let sent = Command::new("kill").args(["-STOP", pid]).status();
+            assert!(sent.unwrap().success());
+        }
+        a.postgres.fence().await.unwrap();
+        assert!(a.processes().is_empty());
+        assert_eq!(a.postgres.observe().await.unwrap().server, Server::Down);
+        // Whoever adopts orphans on this machine may leave the killed one unburied, and then
+        // PostgreSQL takes the lock of its directory for that of a living server.
+        std::fs::remove_file(a.data_dir.join("postmaster.pid")).unwrap();
+    }
     a.run(PgOp::Start {
         role: StartRole::Primary,
     })
@@ -435,42 +393,6 @@ async fn a_taken_port_and_a_missing_program_are_named() {
         .unwrap_err();
     assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
     assert!(error.to_string().contains("pg_basebackup"), "{error}");
-}
-
-#[tokio::test]
-async fn configuration_files_may_have_a_directory_of_their_own() {
-    let dir = sandbox();
-    let version = version();
-    let node = async |name: &str| {
-        let config_dir = dir.path().join(format!("{name}.conf.d"));
-        Node::with(&version, dir.path(), name, |options| {
-            options.config_dir = Some(config_dir);
-        })
-        .await
-    };
-    let (a, b) = (node("pg-a").await, node("pg-b").await);
-    a.bootstrap(&["pg-b"]).await;
-    b.join(&a).await;
-    let file = b.sql("SHOW config_file").await;
-    assert!(file.ends_with("pg-b.conf.d/postgresql.conf"), "{file}");
-    // A diverged standby comes back with its own files, not with its source's.
-    b.arm(2).await;
-    b.run(PgOp::Promote).await;
-    b.sql("CREATE TABLE t ()").await;
-    a.sql("CREATE TABLE u ()").await;
-    b.run(PgOp::Checkpoint).await;
-    b.run(PgOp::Slots {
-        wanted: [a.name().slot()].into(),
-    })
-    .await;
-    a.postgres.fence().await.unwrap();
-    a.run(PgOp::Rewind { from: b.upstream() }).await;
-    a.follow_from_start(&b).await;
-    assert!(
-        a.sql("SHOW config_file")
-            .await
-            .ends_with("pg-a.conf.d/postgresql.conf")
-    );
 }
 
 /// Returns the command lines of the programs that copy into a node's data directory.

@@ -21,8 +21,8 @@ fn main() -> Result<()> {
     let [name, data_dir, pg_port, api_port, etcd]: [String; 5] = arguments.map_err(usage)?;
     tracing_subscriber::fmt::init();
     let (scope, name) = (Scope::new("demo")?, MemberName::new(name)?);
-    let guard = GuardOptions::new(format!("{data_dir}.guard"));
     let mut local = LocalOptions::new(scope.clone(), name.clone(), data_dir, pg_port.parse()?);
+    let guard = GuardOptions::new(local.guard_dir());
     local.superuser.password = Some(env::var("PGPASSWORD")?);
     local.replication.password = local.superuser.password.clone();
     let identity = Identity {

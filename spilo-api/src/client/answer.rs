@@ -35,6 +35,9 @@ pub(super) fn read(body: &[u8]) -> Result<PeerStatus, String> {
         name: object(&map, "patroni")
             .and_then(|p| p.get("name")?.as_str())
             .and_then(|name| MemberName::new(name).ok()),
+        scope: object(&map, "patroni")
+            .and_then(|p| p.get("scope")?.as_str())
+            .map(str::to_owned),
         primary: location.is_some() || (named_primary && !down && !cannot_write),
         position: wal.map(|_| {
             let replica = at("received_location").max(at("replayed_location"));

@@ -49,8 +49,16 @@ async fn ask(body: &Value) -> PeerStatus {
     peers(5000).ask(&url).await.unwrap()
 }
 
+fn credentials(password: &str) -> Credentials {
+    Credentials {
+        username: "u".to_owned(),
+        password: password.to_owned(),
+    }
+}
+
 fn consent() -> ConsentRequest {
     ConsentRequest {
+        scope: Some("demo".to_owned()),
         name: name("a"),
         conn_url: "postgres://a:1/postgres".to_owned(),
         api_url: "http://a:2/patroni".to_owned(),
@@ -65,6 +73,7 @@ async fn spilo_nodes_understand_each_other() {
     dead.holds_lock = false;
     set_server(&mut dead, Server::Down, NodeState::Crashed);
     let base = PeerStatus {
+        scope: Some("demo".to_owned()),
         name: Some(name("a")),
         primary: false,
         position: Some(Lsn(0x300_0000)),
@@ -122,6 +131,7 @@ async fn consent_travels_both_ways() {
         ConsentAnswer::RunningAsLeader,
         ConsentAnswer::Off,
         ConsentAnswer::Busy,
+        ConsentAnswer::Stranger,
     ] {
         *node.consent.lock().unwrap() = Some(answer);
         assert!(
@@ -160,12 +170,8 @@ async fn only_accepted_is_a_consent() {
 #[tokio::test]
 async fn a_question_is_one_request_with_credentials() {
     let (url, asked, _tasks) = canned(b"HTTP/1.0 200 OK\r\n\r\nAccepted".to_vec()).await;
-    let credentials = Credentials {
-        username: "u".to_owned(),
-        password: "p".to_owned(),
-    };
     let options = PeerOptions {
-        authentication: Some(credentials),
+        authentication: Some(credentials("p")),
         ..PeerOptions::default()
     };
     HttpPeers::new(options)
@@ -185,7 +191,7 @@ async fn a_question_is_one_request_with_credentials() {
     assert!(asked.contains(&format!("\r\nhost: {host}\r\n")), "{asked}");
     assert!(
         asked.ends_with(
-            r#"{"name":"a","conn_url":"postgres://a:1/postgres","api_url":"http://a:2/patroni","slots":{"b":5}}"#
+            r#"{"scope":"demo","name":"a","conn_url":"postgres://a:1/postgres","api_url":"http://a:2/patroni","slots":{"b":5}}"#
         ),
         "{asked}"
     );
@@ -220,6 +226,87 @@ async fn questions_share_a_connection_until_the_member_closes_it() {
 }
 
 #[tokio::test]
+async fn rotated_passwords_are_shown_and_no_older_connection_is_used() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nAccepted";
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/patroni", listener.local_addr().unwrap());
+    let (heard, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        for connection in 1.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut chunk = [0; 4096];
+            loop {
+                let read = stream.read(&mut chunk).await.unwrap_or(0);
+                if read == 0 {
+                    break;
+                }
+                let text = String::from_utf8_lossy(&chunk[..read]).into_owned();
+                heard.send((connection, text.contains("dTpuZXc="))).unwrap();
+                stream.write_all(ANSWER).await.unwrap();
+            }
+        }
+    });
+    let with = |password: &str| PeerOptions {
+        authentication: Some(credentials(password)),
+        ..PeerOptions::default()
+    };
+    let peers = HttpPeers::new(with("old")).unwrap();
+    let mut seen = Vec::new();
+    for question in 0..4 {
+        if question == 2 {
+            peers.reconfigure(with("new")).unwrap();
+        }
+        peers.ask_consent(&url, &consent()).await.unwrap();
+        seen.push(told.recv().await.unwrap());
+    }
+    assert_eq!(seen, [(1, false), (1, false), (2, true), (2, true)]);
+}
+
+#[tokio::test]
+async fn members_that_rotate_their_password_consent_to_each_other() {
+    let open_to = |password: &str| {
+        let mut options = ApiOptions::default();
+        options.access.authentication = Some(credentials(password));
+        options
+    };
+    let with = |password: &str| PeerOptions {
+        authentication: Some(credentials(password)),
+        ..PeerOptions::default()
+    };
+    let members: Vec<_> = (0..2)
+        .map(|_| {
+            let api = Api::new(Fake::new(standby()), open_to("old")).unwrap();
+            let server = sockets::start_api(&api, Limits::default(), None);
+            let url = format!("http://{}/patroni", server.address);
+            (api, server, url, HttpPeers::new(with("old")).unwrap())
+        })
+        .collect();
+    let ask = async || {
+        let mut answers = Vec::new();
+        for (from, to) in [(0, 1), (1, 0)] {
+            let (peers, url): (&HttpPeers, &String) = (&members[from].3, &members[to].2);
+            answers.push(peers.ask_consent(url, &consent()).await.is_ok());
+        }
+        answers
+    };
+    assert_eq!(ask().await, [true, true]);
+    for (api, ..) in &members {
+        api.reconfigure(open_to("new")).unwrap();
+    }
+    assert_eq!(ask().await, [false, false]);
+    for (.., peers) in &members {
+        peers.reconfigure(with("new")).unwrap();
+    }
+    assert_eq!(ask().await, [true, true]);
+    // One that cannot be sent changes nothing.
+    let ca = Some("/nonexistent".into());
+    let broken = PeerOptions { ca, ..with("x") };
+    assert!(members[0].3.reconfigure(broken).is_err());
+    assert_eq!(ask().await, [true, true]);
+}
+
+#[tokio::test]
 async fn patronis_answers_are_understood() {
     let primary = ask(&json!({
         "state": "running", "role": "master", "xlog": {"location": 100}, "timeline": 2,
@@ -232,6 +319,7 @@ async fn patronis_answers_are_understood() {
         (Some(Lsn(100)), Some(Timeline(2)))
     );
     assert_eq!(primary.name, Some(name("pg-0")));
+    assert_eq!(primary.scope.as_deref(), Some("x"));
     let replica = ask(&json!({
         "state": "running", "role": "replica", "timeline": null, "replication_state": "streaming",
         "wal": {"received_location": 90, "replayed_location": 95, "location": 0},
@@ -368,6 +456,7 @@ async fn odd_values_in_a_status_are_left_out() {
     }))
     .await;
     let expected = PeerStatus {
+        scope: None,
         name: None,
         primary: false,
         position: Some(Lsn(0)),

@@ -6,6 +6,7 @@ const SWITCH: &str = r#"{"leader": "a", "candidate": "b"}"#;
 
 fn good(position: Option<u64>) -> PeerStatus {
     PeerStatus {
+        scope: None,
         name: None,
         primary: false,
         position: position.map(Lsn),
@@ -293,6 +294,7 @@ async fn a_consent_is_exactly_what_patroni_takes_for_one() {
     assert_eq!(answer.parts(), (200, "Accepted"));
     assert_eq!(answer.headers["lsn"], "77");
     let asked = ConsentRequest {
+        scope: None,
         name: name("b"),
         conn_url: "postgres://b:1/postgres".to_owned(),
         api_url: "http://b:2/patroni".to_owned(),
@@ -313,6 +315,7 @@ async fn a_refused_consent_has_its_own_code() {
         (ConsentAnswer::RunningAsLeader, 500),
         (ConsentAnswer::Off, 502),
         (ConsentAnswer::Busy, 503),
+        (ConsentAnswer::Stranger, 412),
     ] {
         let node = Fake::new(standby());
         *node.consent.lock().unwrap() = Some(consent);

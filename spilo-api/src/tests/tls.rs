@@ -143,6 +143,7 @@ async fn orders_are_let_in_by_certificate() {
     let server = start_api(&api, Limits::default(), Some(tls));
     let url = format!("https://{}/patroni", server.address);
     let request = ConsentRequest {
+        scope: None,
         name: name("b"),
         conn_url: "x".to_owned(),
         api_url: "y".to_owned(),
@@ -187,6 +188,31 @@ async fn a_renewed_certificate_is_served_after_a_reload() {
     tls.reload().unwrap();
     assert!(by_old.ask(&url).await.is_err());
     assert!(by_new.ask(&url).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_renewed_client_certificate_is_shown_after_a_reconfiguration() {
+    let (old, new) = (Authority::new(), Authority::new());
+    let mut options = ServerTlsOptions::new(new.sign("server.pem"));
+    options.ca = Some(new.ca());
+    options.verify_client = VerifyClient::Required;
+    let tls = ServerTls::load(options).unwrap();
+    let server = start_api(&Fake::new(primary()).api(), Limits::default(), Some(tls));
+    let url = format!("https://{}/patroni", server.address);
+    let certificate = old.sign("client.pem");
+    let options = || PeerOptions {
+        ca: Some(new.ca()),
+        certificate: Some(certificate.clone()),
+        ..PeerOptions::default()
+    };
+    let peers = HttpPeers::new(options()).unwrap();
+    assert!(peers.ask(&url).await.is_err());
+    std::fs::write(&certificate, "garbage").unwrap();
+    let error = peers.reconfigure(options()).unwrap_err().to_string();
+    assert!(error.contains("client.pem"), "{error}");
+    new.sign_into(&certificate);
+    peers.reconfigure(options()).unwrap();
+    assert!(peers.ask(&url).await.is_ok());
 }
 
 #[test]

@@ -20,11 +20,16 @@ use crate::io::{Io, with_causes};
 
 /// The server's side of TLS: its certificate, and what it asks of clients.
 ///
-/// Clones share the certificate, also after a [`reload`](Self::reload).
+/// Clones share the certificate, also after a [`reload`](Self::reload) or
+/// [`replace`](Self::replace).
 #[derive(Clone, Debug)]
-pub struct ServerTls {
-    options: Arc<ServerTlsOptions>,
-    config: Arc<RwLock<Arc<ServerConfig>>>,
+pub struct ServerTls(Arc<RwLock<Loaded>>);
+
+/// A certificate that was read, and where from.
+#[derive(Clone, Debug)]
+struct Loaded {
+    options: ServerTlsOptions,
+    config: Arc<ServerConfig>,
 }
 
 /// Where the server's certificate is, and what it asks of clients.
@@ -72,11 +77,9 @@ impl ServerTls {
     /// # Errors
     /// A file that cannot be read or has not what it should have.
     pub fn load(options: ServerTlsOptions) -> Result<Self, TlsError> {
-        let config = RwLock::new(server_config(&options)?);
-        Ok(Self {
-            options: Arc::new(options),
-            config: Arc::new(config),
-        })
+        let config = server_config(&options)?;
+        let loaded = Loaded { options, config };
+        Ok(Self(Arc::new(RwLock::new(loaded))))
     }
 
     /// Reads the files again, for the connections that come from now on.
@@ -84,18 +87,28 @@ impl ServerTls {
     /// # Errors
     /// As [`load`](Self::load); the old certificate then stays.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let config = server_config(&self.options)?;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let options = self.loaded().options;
+        self.replace(&Self::load(options)?);
         Ok(())
+    }
+
+    /// Goes on with the certificate of `other`, for the connections that come from now on:
+    /// [`reload`](Self::reload) for a caller that has more to prepare before anything may change.
+    pub fn replace(&self, other: &Self) {
+        let loaded = other.loaded();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = loaded;
+    }
+
+    fn loaded(&self) -> Loaded {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Does the handshake. Returns as well whether the client showed a certificate.
     pub(crate) async fn accept(self, stream: TcpStream) -> std::io::Result<(Box<dyn Io>, bool)> {
-        let config = self
-            .config
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let config = self.loaded().config;
         let stream = TlsAcceptor::from(config).accept(stream).await?;
         let (_, session) = stream.get_ref();
         let certificate = session

@@ -1,18 +1,19 @@
-//! A data directory that is empty or half made: make a new cluster, or a copy of the leader.
+//! A data directory that is empty or half made: make a new cluster, a copy of the leader, or go on
+//! with the rewind that was interrupted.
 
-use super::{Action, Decision, Rule, View, race, safety};
+use super::{Action, Decision, Rule, View, following, race, safety};
 use crate::cluster::Initialize;
 use crate::machine::LeaseRequest;
 use crate::pg::{DataDir, PgOp, PgOpKind, StartRole};
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
-    let disposable = match &view.pg()?.data {
+    let not_whole = match &view.pg()?.data {
         DataDir::Empty | DataDir::Unfinished(_) => true,
         // Bootstrapped here, and then another cluster took the name: nobody saw this one.
         DataDir::Ready(control) => control.provisional && is_foreign(view),
         DataDir::Unreadable { .. } => false,
     };
-    if !disposable {
+    if !not_whole {
         return None;
     }
     Some(if view.is_holder() {
@@ -55,6 +56,9 @@ fn holding(view: &View<'_>) -> Decision {
 
 fn copy(view: &View<'_>) -> Decision {
     let leader = view.leader_name();
+    if view.is_down() && is_half_rewound(view) {
+        return following::resume_rewind(view);
+    }
     if let Some(failure) = view.backing_off(PgOpKind::Clone) {
         return Decision::wait(Rule::CloneFailed, failure.text.clone());
     }
@@ -130,6 +134,11 @@ fn race_to_bootstrap(view: &View<'_>) -> Decision {
             "the cluster is new",
         )
     })
+}
+
+fn is_half_rewound(view: &View<'_>) -> bool {
+    let data = view.pg().map(|pg| &pg.data);
+    matches!(data, Some(DataDir::Unfinished(PgOpKind::Rewind)))
 }
 
 fn is_foreign(view: &View<'_>) -> bool {

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::{Action, Decision, Rule, View, holding};
+use crate::cluster::Initialize;
 use crate::history::History;
+use crate::ids::SystemId;
+use crate::machine::facts::OpFailure;
 use crate::pg::{Control, ControlState, PgErrorKind, PgOp, PgOpKind, Role, Server, StartRole};
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -39,10 +42,7 @@ fn restart(view: &View<'_>, control: &Control) -> Decision {
         Some(false) | None => {}
     }
     if let Some(failure) = view.backing_off(PgOpKind::Start) {
-        return Decision::wait(Rule::StartFailed, failure.text.clone());
-    }
-    if view.failed(PgOpKind::Start) >= START_TRIES {
-        return reclone(view, control, "it does not start");
+        return start_failed(failure);
     }
     let safe = view.is_diverged() == Some(false);
     if !safe && view.leader_serves() {
@@ -130,45 +130,82 @@ fn diverged_while_busy(view: &View<'_>) -> Option<Decision> {
     }
 }
 
+/// The failure of a start tells nothing bad of the data: a port is taken, a library is missing, a
+/// setting is wrong. They are kept, and the start is tried again for as long as it takes.
+fn start_failed(failure: &OpFailure) -> Decision {
+    let text = &failure.text;
+    if failure.times < START_TRIES {
+        return Decision::wait(Rule::StartFailed, text.clone());
+    }
+    let remedy = "mend the cause; or, if the data are damaged, move the data directory away to have \
+                  it copied anew";
+    let why = format!("{} starts have failed: {text}; {remedy}", failure.times);
+    Decision::wait(Rule::Stuck, why)
+}
+
 fn mend(view: &View<'_>, control: &Control) -> Decision {
     let config = view.config();
+    let id = control.system_id;
     if config.reclone_when_diverged {
-        return reclone(view, control, &divergence(view));
+        return reclone(view, id, &divergence(view));
     }
-    if !config.use_pg_rewind || !control.rewindable {
-        let why = format!("{}; pg_rewind is off or impossible", divergence(view));
-        return reclone_if(view, control, config.reclone_when_rewind_fails, &why);
+    if !control.rewindable {
+        let why = format!("{}; pg_rewind is impossible", divergence(view));
+        return reclone_if(view, id, config.reclone_when_rewind_fails, &why);
     }
     let same = |history: &History| Some(history.timeline()) == view.position().map(|p| p.timeline);
     if view.leader_history().is_some_and(same) {
         let why = "its timeline was begun twice, which pg_rewind takes for one";
-        return reclone_if(view, control, config.reclone_when_rewind_fails, why);
+        return reclone_if(view, id, config.reclone_when_rewind_fails, why);
+    }
+    rewind(view, id, &divergence(view))
+}
+
+/// A rewind of this data directory was interrupted. It is tried again, and what it left is kept
+/// like any other data: there may be no other copy of what the directory had.
+pub(super) fn resume_rewind(view: &View<'_>) -> Decision {
+    let why = "a rewind of the data directory was interrupted";
+    let Some(Initialize::Known(id)) = view.cluster().map(|c| &c.initialize) else {
+        let why = format!("{why}, and the store does not say of which cluster it has to be");
+        return Decision::wait(Rule::AwaitSource, why);
+    };
+    if view.config().reclone_when_diverged {
+        return reclone(view, *id, why);
+    }
+    rewind(view, *id, why)
+}
+
+fn rewind(view: &View<'_>, id: SystemId, why: &str) -> Decision {
+    let config = view.config();
+    if !config.use_pg_rewind {
+        let why = format!("{why}; pg_rewind is off");
+        return reclone_if(view, id, config.reclone_when_rewind_fails, &why);
     }
     let failed = view.facts.failures.get(&PgOpKind::Rewind);
     if let Some(failure) = failed
         && (failure.kind == PgErrorKind::CannotRewind || failure.times >= REWIND_TRIES)
     {
         let why = format!("pg_rewind failed: {}", failure.text);
-        return reclone_if(view, control, config.reclone_when_rewind_fails, &why);
+        return reclone_if(view, id, config.reclone_when_rewind_fails, &why);
     }
     if let Some(failure) = view.backing_off(PgOpKind::Rewind) {
         return Decision::wait(Rule::AwaitSource, failure.text.clone());
     }
     match source(view) {
-        Ok(from) => Decision::run(Rule::Rewind, PgOp::Rewind { from }, divergence(view)),
+        Ok(from) => Decision::run(Rule::Rewind, PgOp::Rewind { from }, why),
         Err(decision) => decision,
     }
 }
 
-fn reclone_if(view: &View<'_>, control: &Control, allowed: bool, why: &str) -> Decision {
+fn reclone_if(view: &View<'_>, id: SystemId, allowed: bool, why: &str) -> Decision {
     if allowed {
-        return reclone(view, control, why);
+        return reclone(view, id, why);
     }
     let remedy = "set postgresql.remove_data_directory_on_rewind_failure to have it copied anew";
     Decision::wait(Rule::Stuck, format!("{why}; {remedy}"))
 }
 
-fn reclone(view: &View<'_>, control: &Control, why: &str) -> Decision {
+fn reclone(view: &View<'_>, id: SystemId, why: &str) -> Decision {
     if let Some(failure) = view.backing_off(PgOpKind::Clone) {
         return Decision::wait(Rule::CloneFailed, failure.text.clone());
     }
@@ -176,7 +213,7 @@ fn reclone(view: &View<'_>, control: &Control, why: &str) -> Decision {
         Ok(from) => {
             let op = PgOp::Clone {
                 from,
-                replace: Some(control.system_id),
+                replace: Some(id),
             };
             Decision::run(Rule::Reclone, op, why)
         }
@@ -262,7 +299,7 @@ const ASK_EVERY: Duration = Duration::from_millis(500);
 /// The source may have failed over in between; a third failure is the directory's own.
 const REWIND_TRIES: u32 = 3;
 
-/// A standby that did not start five times, and is no diverged one, is broken.
+/// What passes by itself has passed by then; somebody has to look.
 const START_TRIES: u32 = 5;
 
 /// A standby serves reads only, and ending it costs its clients their connections.

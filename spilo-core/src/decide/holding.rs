@@ -291,4 +291,4 @@ const DROP_SLOTS_EVERY: Duration = Duration::from_secs(60);
 
 /// A hung server that is ended and started anew is back within a second or two, while a
 /// checkpoint on a slow disk may hold all connections for some seconds.
-const HUNG_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const HUNG_PATIENCE: Duration = Duration::from_secs(10);

@@ -110,14 +110,16 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     // a store that was wiped, and whoever led may be writing still.
     let has_data = view.control().is_some_and(|control| !control.provisional);
     let new = predecessor.proof == Some(Proof::NewCluster) && !has_data;
-    let may_have_promised = view.config().failsafe_mode
-        && cluster
-            .failsafe
-            .as_ref()
-            .is_none_or(|list| list.keys().any(|name| *name != view.me.name));
+    // Whoever turned the failsafe mode off cannot have told those who are cut off from the store.
+    let list = cluster.failsafe.as_ref();
+    let may_have_promised = match list {
+        Some(list) => list.keys().any(|name| *name != view.me.name),
+        None => view.config().failsafe_mode,
+    };
     let age = view.now().since(facts.started);
-    if !new && may_have_promised && age < view.config().ttl {
-        let left = view.config().ttl.saturating_sub(age);
+    let longest = predecessor.ttl.unwrap_or_default().max(view.config().ttl);
+    if !new && may_have_promised && age < longest {
+        let left = longest.saturating_sub(age);
         let why = format!("for {left:?}, in case a promise was forgotten");
         return Some(Decision::wait(Rule::JustStarted, why));
     }
@@ -137,14 +139,17 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
             return Some(Decision::wait(Rule::PredecessorMayWrite, why));
         }
     }
-    let listed = cluster
+    let remembered = facts
         .failsafe
         .as_ref()
-        .or(facts.failsafe.as_ref())
+        .filter(|_| view.config().failsafe_mode);
+    let listed = list
+        .or(remembered)
         .is_none_or(|list| list.is_empty() || list.contains_key(&view.me.name));
-    if view.config().failsafe_mode && !listed {
+    if !listed {
         let why = format!(
-            "{} is not among the members that the failsafe mode asks",
+            "{} is not among the members by whose consent a primary may live without the store; if \
+             none of them is left, delete the key failsafe",
             view.me.name
         );
         return Some(Decision::wait(Rule::NotInFailsafe, why));
@@ -235,11 +240,12 @@ fn peers(view: &View<'_>) -> Option<Decision> {
     if asked.is_some_and(|f| names(f.candidate.as_deref(), &view.me.name)) {
         return None;
     }
+    let is_late = free_for(view).is_some_and(|spent| spent >= view.config().ttl);
     for name in &ask {
         let Some(peer) = answer(name).and_then(|seen| seen.value.as_ref()) else {
             continue;
         };
-        if peer.no_failover {
+        if peer.no_failover || (is_unlisted(view, name) && is_late) {
             continue;
         }
         if let Some(theirs) = ahead(peer, mine, view.facts.own_history.as_ref()) {
@@ -248,6 +254,19 @@ fn peers(view: &View<'_>) -> Option<Decision> {
         }
     }
     None
+}
+
+/// Returns for how long the lock has been free.
+fn free_for(view: &View<'_>) -> Option<Duration> {
+    let gone = view.predecessor()?.gone?;
+    Some(view.now().since(gone))
+}
+
+/// Whether a peer may not take the lock, because it is not in the list of the failsafe mode: one
+/// that is ahead is waited for, but not for ever.
+fn is_unlisted(view: &View<'_>, name: &MemberName) -> bool {
+    let list = view.cluster().and_then(|c| c.failsafe.as_ref());
+    list.is_some_and(|list| !list.is_empty() && !list.contains_key(name))
 }
 
 /// Whether the last holder gave the lock up for this node, which it knew to have everything.
@@ -280,11 +299,7 @@ fn await_candidate<'a>(
             .and_then(|seen| seen.value.as_ref())
             .is_some_and(|peer| peer.position.is_some() && !peer.no_failover)
     };
-    let free_for = view
-        .predecessor()
-        .and_then(|p| p.gone)
-        .map(|gone| view.now().since(gone));
-    if free_for.is_some_and(|spent| spent >= view.config().ttl) {
+    if free_for(view).is_some_and(|spent| spent >= view.config().ttl) {
         return None;
     }
     if let Some(candidate) = asked

@@ -131,11 +131,12 @@ rules! {
     FenceHung,
 
     // Following.
-    /// A stopped server is no prefix of the leader's history: it is rewound.
+    /// A stopped server is no prefix of the leader's history, or was on the way to be one when a
+    /// rewind was interrupted: it is rewound.
     Rewind,
     /// Rewind cannot mend it: a new copy is made.
     Reclone,
-    /// It cannot be mended by the means allowed.
+    /// It cannot be mended by the means allowed, or does not start; nothing is thrown away.
     Stuck,
     /// A diverged standby is stopped, to be rewound.
     StopDiverged,

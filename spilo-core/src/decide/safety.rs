@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
+use super::holding::HUNG_PATIENCE;
 use super::{Action, Decision, Rule, View};
 use crate::cluster::{Initialize, ReleaseDocument};
 use crate::dcs::Key;
 use crate::guard::GuardErrorKind;
 use crate::machine::{Exit, LeaseRequest};
-use crate::pg::{ControlState, DataDir, PgOp, StartRole};
+use crate::pg::{ControlState, DataDir, PgOp, Server, StartRole};
 use crate::time::NodeTime;
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -137,10 +138,32 @@ fn operation(view: &View<'_>) -> Option<Decision> {
             format!("{kind} is stopped"),
         ));
     }
-    Some(Decision::wait(
-        Rule::Operating,
-        format!("{kind} for {} s", spent.as_secs()),
-    ))
+    let why = format!("{kind} for {} s", spent.as_secs());
+    Some(hopeless(view, &why).unwrap_or_else(|| Decision::wait(Rule::Operating, why)))
+}
+
+/// An operation waits for as long as its server needs. A holder whose server answers nobody must
+/// not keep the lock for that.
+fn hopeless(view: &View<'_>, why: &str) -> Option<Decision> {
+    let ends = view
+        .facts
+        .op
+        .as_ref()
+        .is_some_and(|running| running.op == PgOp::Stop);
+    if !view.is_holder() || ends || view.facts.fencing.is_some() {
+        return None;
+    }
+    if let Some((since, text)) = &view.facts.pg_failing
+        && view.now().since(*since) >= BLIND_PATIENCE
+    {
+        let why = format!("{text}, in {why}");
+        return Some(Decision::new(Rule::FenceBlind, Action::CancelAndFence, why));
+    }
+    let hung = matches!(view.pg().map(|pg| &pg.server), Some(Server::Hung { .. }));
+    (hung && view.now().since(view.facts.server_since) >= HUNG_PATIENCE).then(|| {
+        let why = format!("it does not answer, in {why}");
+        Decision::new(Rule::FenceHung, Action::CancelAndFence, why)
+    })
 }
 
 /// A holder that cannot look at its own data directory would keep the lock for ever, with a server
@@ -299,6 +322,12 @@ pub(super) fn release(view: &View<'_>, rule: Rule, why: &str) -> Decision {
     let Some(lease) = view.lease() else {
         return Decision::wait(rule, why);
     };
+    // The record of the release takes the place of that of a holder whom this node has not seen.
+    let held = view.facts.holding.as_ref();
+    if held.is_some_and(|held| held.clear.is_none_or(|clear| view.now() < clear)) {
+        let why = format!("{why}; not before all who held the lock before cannot write any more");
+        return Decision::wait(rule, why);
+    }
     let clean = view.is_down()
         && view
             .control()

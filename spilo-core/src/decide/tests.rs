@@ -67,6 +67,7 @@ pub(super) fn node() -> Node {
         gone: Some(NodeTime(99_000)),
         gone_revision: Some(Revision(9)),
         left: None,
+        older_until: None,
         proof: Some(Proof::Released),
     });
     Node { me, facts }
@@ -328,6 +329,7 @@ pub(super) fn upstream_b() -> Upstream {
 
 pub(super) fn peer_at(lsn: u64) -> PeerStatus {
     PeerStatus {
+        scope: None,
         name: Some(name("b")),
         primary: false,
         position: Some(Lsn(lsn)),

@@ -68,7 +68,8 @@ impl<'a> View<'a> {
     }
 
     /// Returns whether the server takes writes, or may do so without our seeing it: one that does
-    /// not answer counts as a primary unless it was last stopped, or started, as a standby.
+    /// not answer counts as a primary unless it was last stopped, or started, as a standby, and one
+    /// that was told to become a primary may be one in the next moment.
     pub fn may_write(&self) -> bool {
         let Some(pg) = self.pg() else { return false };
         // What was seen before a fence that proved every process gone.
@@ -77,7 +78,7 @@ impl<'a> View<'a> {
         }
         match &pg.server {
             Server::Down => false,
-            Server::Running(running) => running.is_primary(),
+            Server::Running(running) => running.is_primary() || self.facts.promotion_ordered,
             Server::Busy { .. } | Server::Hung { .. } => match &pg.data {
                 DataDir::Ready(control) => !control.standby,
                 DataDir::Unfinished(op) => *op == PgOpKind::Bootstrap,

@@ -1,6 +1,6 @@
 //! The PostgreSQL of this node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value};
@@ -24,7 +24,7 @@ pub struct Postgresql {
     pub connect: Address,
     /// Where clients reach it through a pooler beside it, for the member record.
     pub proxy: Option<Address>,
-    /// The data directory.
+    /// The data directory, without a slash at its end.
     pub data_dir: PathBuf,
     /// The directory of the configuration files; the data directory if `None`.
     pub config_dir: Option<PathBuf>,
@@ -71,7 +71,7 @@ pub struct Role {
 impl Postgresql {
     pub(super) fn read(section: &Section<'_>, problems: &mut Problems) -> Option<Self> {
         let (listen, connect) = listening(section, Some(POSTGRES_PORT), problems);
-        let data_dir = section.required("data_dir", problems).map(PathBuf::from);
+        let data_dir = data_dir(section, problems);
         let proxy = section.address("proxy_address", problems);
         for name in ["data_dir", "config_dir", "bin_dir", "pgpass"] {
             absolute(section, name, problems);
@@ -122,6 +122,20 @@ impl Role {
             password,
         }
     }
+}
+
+/// Reads the data directory, written in one way only: the names of what belongs to it are made by
+/// appending to its own.
+fn data_dir(section: &Section<'_>, problems: &mut Problems) -> Option<PathBuf> {
+    let text = section.required("data_dir", problems)?;
+    let path: PathBuf = Path::new(&text).components().collect();
+    let named = match path.file_name() {
+        None if path.is_absolute() => Err(format!(
+            "must end in the name of a directory, found {text:?}"
+        )),
+        _ => Ok(path),
+    };
+    section.valid("data_dir", named, problems)
 }
 
 fn rewind(section: &Section<'_>, problems: &mut Problems) -> Option<Role> {

@@ -206,6 +206,10 @@ fn a_value_that_cannot_work_is_an_error_that_says_why() {
             "postgresql.data_dir: must be an absolute path, found \"pg\"",
         ),
         (
+            json!({"postgresql": {"data_dir": "/srv/pg/.."}}),
+            "postgresql.data_dir: must end in the name of a directory, found \"/srv/pg/..\"",
+        ),
+        (
             json!({"postgresql": {"connect_address": null}}),
             "postgresql.connect_address: is missing: others cannot reach this node at *:5432",
         ),
@@ -223,6 +227,16 @@ fn a_value_that_cannot_work_is_an_error_that_says_why() {
         ),
     ] {
         assert_eq!(errors(change), [expected]);
+    }
+}
+
+#[test]
+fn a_data_directory_is_the_same_however_its_path_is_written() {
+    for text in ["/srv/pg", "/srv/pg/", "/srv//./pg//"] {
+        let parsed = with(json!({"postgresql": {"data_dir": text}})).unwrap();
+        // Paths compare by their parts, and names are made of the text.
+        let written = parsed.local.postgresql.data_dir.into_os_string();
+        assert_eq!(written, "/srv/pg", "{text}");
     }
 }
 

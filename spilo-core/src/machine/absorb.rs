@@ -308,6 +308,10 @@ impl Machine {
         if status.server == Server::Down && before != Some(kind_of(&Server::Down)) {
             facts.armed = None;
         }
+        let promoted = status.running().is_some_and(Running::is_primary);
+        if status.server == Server::Down || promoted {
+            facts.promotion_ordered = false;
+        }
         if !status.running().is_some_and(Running::is_primary) && facts.op.is_none() {
             facts.checkpoint_pending = false;
         }
@@ -361,17 +365,23 @@ impl Machine {
                     PgOp::Checkpoint => facts.checkpoint_pending = false,
                     PgOp::Start { .. } => facts.handed_over = None,
                     PgOp::Slots { .. } => facts.slots_at = Some(facts.now),
-                    PgOp::Clone { .. } => facts.led = None,
+                    PgOp::Clone { .. } => {
+                        facts.led = None;
+                        facts.forget_old_data();
+                    }
+                    PgOp::Rewind { .. } => facts.forget_old_data(),
                     PgOp::Bootstrap { .. }
                     | PgOp::Confirm
                     | PgOp::Follow { .. }
                     | PgOp::Stop
-                    | PgOp::Rewind { .. }
                     | PgOp::Configure { .. } => {}
                 }
             }
-            Err(_) if running.cancelled => {}
+            Err(_) if running.cancelled => {
+                facts.promotion_ordered |= running.op == PgOp::Promote;
+            }
             Err(failure) => {
+                facts.promotion_ordered |= running.op == PgOp::Promote;
                 let times = facts.failures.get(&kind).map_or(0, |f| f.times);
                 let failure = OpFailure {
                     at: facts.now,
@@ -390,6 +400,7 @@ impl Machine {
         self.facts.lanes.observe_wanted = true;
         if result.is_ok() {
             self.facts.armed = None;
+            self.facts.promotion_ordered = false;
             self.facts.fenced_at = Some(self.facts.now);
         }
     }
@@ -443,14 +454,20 @@ impl Machine {
         };
         let at = sent.at;
         facts.lanes.peers.remove(&name);
+        // Whoever answers at the address may be somebody else by now.
+        let answer = answer.filter(|a| {
+            a.name.as_ref().is_none_or(|said| *said == name)
+                && a.scope
+                    .as_ref()
+                    .is_none_or(|said| *said == self.identity.scope.as_str())
+        });
         // The word of the former holder itself, given after its key was gone.
         if let Some(before) = facts.predecessor.as_mut()
             && before.name.as_ref() == Some(&name)
             && before.gone.is_some_and(|gone| at >= gone)
-            && answer.as_ref().is_some_and(|a| {
-                let itself = a.name.as_ref().is_none_or(|said| *said == name);
-                itself && a.cannot_write && !a.primary
-            })
+            && answer
+                .as_ref()
+                .is_some_and(|a| a.cannot_write && !a.primary)
         {
             before.proof = before.proof.or(Some(Proof::Vouched));
         }
@@ -473,6 +490,10 @@ impl Machine {
     }
 
     fn consent_asked(&mut self, request: &ConsentRequest) -> ConsentAnswer {
+        let ours = self.identity.scope.as_str();
+        if request.scope.as_ref().is_some_and(|scope| *scope != ours) {
+            return ConsentAnswer::Stranger;
+        }
         let facts = &mut self.facts;
         let running = facts.pg.as_ref().and_then(|seen| seen.value.running());
         if running.is_some_and(Running::is_primary) || facts.holding.is_some() {

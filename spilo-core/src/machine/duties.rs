@@ -172,7 +172,10 @@ impl Machine {
             self.view().running().map(|r| &r.role),
             Some(Role::Standby { .. })
         );
-        let idle = facts.op.is_none() && facts.fencing.is_none() && facts.pg_is_current();
+        let idle = facts.op.is_none()
+            && facts.fencing.is_none()
+            && facts.pg_is_current()
+            && !facts.promotion_ordered;
         let given_up = facts
             .armed
             .as_ref()
@@ -250,6 +253,7 @@ impl Machine {
             .map(|(name, url)| (name.clone(), url.clone()))
             .collect();
         let request = ConsentRequest {
+            scope: Some(self.identity.scope.to_string()),
             name: self.identity.name.clone(),
             conn_url: self.identity.conn_url.clone(),
             api_url: self.identity.api_url.clone(),

@@ -88,6 +88,9 @@ pub struct Facts {
     pub handed_over: Option<HandedOver>,
     /// A primary that was promoted and has not checkpointed since.
     pub checkpoint_pending: bool,
+    /// Whether a server was ordered to become a primary and has not: the operation failed or was
+    /// stopped, and the order stands for as long as the server lives.
+    pub promotion_ordered: bool,
     /// When this node last became a primary, and from where: for the `history` key.
     pub promoted: bool,
     /// What peers answered last.
@@ -265,6 +268,7 @@ impl Facts {
             guard: None,
             guard_failing: None,
             armed: None,
+            promotion_ordered: false,
             op: None,
             settled_at: now,
             fencing: None,
@@ -306,6 +310,12 @@ impl Facts {
             cancelled: false,
         });
         id
+    }
+
+    /// Forgets what was tried on data that are others now: it tells nothing about these.
+    pub(super) fn forget_old_data(&mut self) {
+        self.failures.remove(&PgOpKind::Start);
+        self.failures.remove(&PgOpKind::Rewind);
     }
 
     /// Gives up the lock, for ever as far as this epoch goes.

@@ -76,6 +76,9 @@ pub struct Predecessor {
     pub gone_revision: Option<Revision>,
     /// How long its lease lasted when the store was asked: when the question left, and the rest.
     pub left: Option<(NodeTime, Duration)>,
+    /// Until when an earlier holding of the same node may be what its guard goes by, if that one
+    /// lasts longer: a node that takes its own lock over may die before it knows that it did.
+    pub older_until: Option<NodeTime>,
     /// Why it cannot write any more, once that is proven.
     pub proof: Option<Proof>,
 }
@@ -85,7 +88,7 @@ pub struct Predecessor {
 pub enum Proof {
     /// It left the record of a release in the transaction that removed the key.
     Released,
-    /// The store says that the lease ended, and it had grown as old as that by our own clock.
+    /// The store says that the lease ended, and the key went when it should by our own clock.
     Aged,
     /// It says so itself: its server is down or a standby.
     Vouched,
@@ -160,12 +163,27 @@ impl Predecessor {
     /// It cannot have confirmed its lock after the key was gone, and the key was gone when the
     /// answer came that showed it.
     pub fn may_write_until(&self) -> Option<NodeTime> {
-        self.gone.map(|gone| gone + self.longest())
+        let until = self.gone.map(|gone| gone + self.longest())?;
+        Some(self.older_until.map_or(until, |older| until.max(older)))
     }
 
     /// Returns how long it may go on writing after its lock is gone, at most.
     pub fn longest(&self) -> Duration {
         self.ttl.unwrap_or(UNKNOWN_TTL)
+    }
+
+    /// Returns whether its key went when the lease was to end that the store told of last.
+    ///
+    /// The store tells whole seconds, and is late by up to one and a half to remove a key. A key
+    /// that went later had been renewed since, and when *that* lease was to end is not known; and
+    /// what was heard long before the end says nothing about renewals in between.
+    pub fn went_in_time(&self, now: NodeTime) -> bool {
+        let (Some(gone), Some((asked, left))) = (self.gone, self.left) else {
+            return false;
+        };
+        let end = asked + left;
+        let in_time = now >= end && gone <= end + REMOVED_LATE;
+        in_time && left <= HEARD_EARLY && self.older_until.is_none_or(|older| now >= older)
     }
 
     /// Returns why it cannot write any more at `now`, or until when it may.
@@ -229,6 +247,13 @@ fn soft_margin(ttl: Duration) -> Duration {
 /// Patroni's default, which is longer than any that spilo sets by itself.
 const UNKNOWN_TTL: Duration = Duration::from_secs(30);
 
+/// etcd tells whole seconds (one may be missing), looks for ended leases twice a second, and may be
+/// busy; and the answer that shows it has a way to go.
+const REMOVED_LATE: Duration = Duration::from_secs(3);
+
+/// While a leader is suspected to be gone, its lease is asked for more often than this.
+const HEARD_EARLY: Duration = Duration::from_secs(2);
+
 /// One hundredth: no two clocks that are kept by NTP, or by nobody, differ more in rate.
 const RATE_DIFFERENCE: u32 = 100;
 
@@ -283,6 +308,7 @@ mod tests {
             gone: Some(NodeTime(50_000)),
             gone_revision: None,
             left: None,
+            older_until: None,
             proof: None,
         };
         let free = gone.may_write_until().unwrap();

@@ -4,22 +4,22 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Machine;
+use super::facts::Facts;
 use super::lease::{Predecessor, Proof};
-use crate::cluster::{Cluster, Initialize, MemberRole};
+use crate::cluster::{Cluster, Initialize, Leader, MemberRole, ReleaseDocument};
 use crate::dcs::LeaderRecord;
 use crate::ids::MemberName;
 use crate::time::NodeTime;
 
 impl Machine {
     /// The store says that the lease of the last holder has ended. That alone is no proof: an old
-    /// leader of the store may have revoked it early. It is one if our own clock agrees.
+    /// leader of the store may have revoked it early. It is one if our own clock agrees with what
+    /// the store had told of it.
     pub(super) fn lease_ended(&mut self, record: &LeaderRecord) {
         let now = self.facts.now;
         if let Some(before) = self.facts.predecessor.as_mut()
             && before.record.as_ref() == Some(record)
-            && before.gone.is_some()
-            && let Some((asked, left)) = before.left
-            && now >= asked + left
+            && before.went_in_time(now)
         {
             before.proof = before.proof.or(Some(Proof::Aged));
         }
@@ -53,22 +53,20 @@ impl Machine {
                 |p: &Predecessor| p.record.as_ref().map(|r| r.epoch) == Some(leader.record.epoch);
             let last = facts.predecessor.as_ref().filter(|p| same(p));
             let left = last.and_then(|p| p.left);
-            let recorded = cluster
-                .release
-                .as_ref()
-                .filter(|record| record.epoch == leader.record.epoch);
             let longest = last
                 .and_then(|p| p.ttl)
-                .max(recorded.and_then(|record| record.ttl))
+                .max(told_by(cluster.release.as_ref(), leader))
                 .max(ttl_of(cluster));
+            let older = Older::of(facts, cluster, leader, longest);
             facts.predecessor = Some(Predecessor {
                 name: leader.name.clone(),
                 record: Some(leader.record.clone()),
                 told: None,
-                ttl: longest,
+                ttl: longest.max(older.ttl),
                 gone: None,
                 gone_revision: None,
                 left,
+                older_until: older.until,
                 proof: None,
             });
             return;
@@ -90,6 +88,7 @@ impl Machine {
             gone: None,
             gone_revision: None,
             left: None,
+            older_until: None,
             proof: is_new(cluster).then_some(Proof::NewCluster),
         });
         // A whole holding that this agent never saw the key of.
@@ -104,6 +103,7 @@ impl Machine {
                 gone: None,
                 gone_revision: None,
                 left: None,
+                older_until: before.older_until,
                 proof: None,
             };
         }
@@ -147,8 +147,47 @@ impl Machine {
             return facts.now;
         }
         let longest = before.map_or(Duration::ZERO, Predecessor::longest);
-        facts.now + longest.max(facts.config.ttl)
+        let told = cluster.release.as_ref().and_then(|record| record.ttl);
+        facts.now + longest.max(facts.config.ttl).max(told.unwrap_or_default())
     }
+}
+
+/// What an earlier holding of the node that holds the lock means for others.
+#[derive(Default)]
+struct Older {
+    until: Option<NodeTime>,
+    ttl: Option<Duration>,
+}
+
+impl Older {
+    /// A node takes its own lock over when its ttl changes or its agent was restarted. Until the
+    /// store has the record of the new holding, nothing shows that it knows of that: its guard may
+    /// go by the deadline of the old one, and its consent last for the old ttl.
+    fn of(facts: &Facts, cluster: &Cluster, leader: &Leader, ttl: Option<Duration>) -> Self {
+        let epoch = Some(leader.record.epoch);
+        let known = facts.predecessor.as_ref();
+        let known = known.filter(|p| p.name == leader.name && p.gone.is_none());
+        let of_before = known.filter(|p| p.epoch() < epoch).and_then(|p| p.ttl);
+        let recorded = cluster.release.as_ref().filter(|record| {
+            let same = leader.name.as_ref().map(MemberName::as_str) == Some(&record.name);
+            same && record.taken && Some(record.epoch) < epoch
+        });
+        let older = of_before.max(recorded.and_then(|record| record.ttl));
+        let carried = known.and_then(|p| p.older_until);
+        let longer = older.filter(|older| Some(*older) > ttl);
+        let unknown = told_by(cluster.release.as_ref(), leader).is_none();
+        Self {
+            until: carried.max(longer.map(|older| facts.now + older)),
+            ttl: longer.filter(|_| unknown),
+        }
+    }
+}
+
+/// Returns the ttl that the record of the leader's own holding names.
+fn told_by(record: Option<&ReleaseDocument>, leader: &Leader) -> Option<Duration> {
+    record?
+        .ttl
+        .filter(|_| record.is_some_and(|record| record.epoch == leader.record.epoch))
 }
 
 /// A cluster that nobody can have written in: there was no bootstrap, and no member has a log.

@@ -107,6 +107,7 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
         config: Arc::clone(&facts.config),
         tags: me.tags.clone(),
         may_become_primary: guard.is_none()
+            || facts.promotion_ordered
             || facts.op.as_ref().is_some_and(|op| op.op.makes_primary()),
         failsafe_active: leadership.is_some_and(|l| l.by == PermittedBy::Consent),
         decision: last.map_or(("", String::new()), |d| (d.rule.as_str(), d.why.clone())),
@@ -184,7 +185,7 @@ fn announce(view: &View<'_>) -> Option<WriteRequest> {
             lost || told || (moved && spent >= view.config().loop_wait) || spent >= ANNOUNCE_EVERY
         }
     };
-    let ttl = (view.config().ttl * 3).max(MEMBER_TTL);
+    let ttl = view.config().ttl.saturating_mul(3).max(MEMBER_TTL);
     due.then_some(WriteRequest::Announce(bytes, ttl))
 }
 
@@ -340,16 +341,18 @@ fn history(view: &View<'_>, epoch: Epoch) -> Option<WriteRequest> {
 /// The members whose consent would keep this node a primary without the store.
 fn failsafe(view: &View<'_>, epoch: Epoch) -> Option<WriteRequest> {
     let cluster = view.cluster()?;
-    if !view.config().failsafe_mode {
-        return None;
+    let mut list: BTreeMap<_, _> = BTreeMap::new();
+    if view.config().failsafe_mode {
+        let members = cluster.members.values();
+        list.extend(members.filter_map(|m| Some((m.name.clone(), m.api_url.clone()?))));
+        list.insert(view.me.name.clone(), view.me.api_url.clone());
     }
-    let mut list: BTreeMap<_, _> = cluster
-        .members
-        .values()
-        .filter_map(|m| Some((m.name.clone(), m.api_url.clone()?)))
-        .collect();
-    list.insert(view.me.name.clone(), view.me.api_url.clone());
-    if cluster.failsafe.as_ref() == Some(&list) {
+    // The list binds whoever is not in it; one that nobody asks any more is emptied.
+    if cluster
+        .failsafe
+        .as_ref()
+        .map_or(list.is_empty(), |known| *known == list)
+    {
         return None;
     }
     let map = list

@@ -2,6 +2,7 @@
 
 mod laws;
 mod proofs;
+mod repair;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -208,6 +209,7 @@ impl Trace {
 
     fn ask_consent(&mut self) -> ConsentAnswer {
         let request = ConsentRequest {
+            scope: None,
             name: name("b"),
             conn_url: String::new(),
             api_url: String::new(),
@@ -292,6 +294,7 @@ fn released(who: &str, epoch: u64) -> Bytes {
 
 fn peer() -> PeerStatus {
     PeerStatus {
+        scope: None,
         name: Some(name("b")),
         primary: false,
         position: Some(Lsn(1000)),

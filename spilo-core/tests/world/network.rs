@@ -343,6 +343,7 @@ impl World {
         let status = self.nodes[name].machine.as_ref().unwrap().status();
         let running = status.postgres.as_ref().and_then(|pg| pg.running());
         PeerStatus {
+            scope: None,
             name: Some(name.clone()),
             primary: running.is_some_and(|r| r.is_primary()),
             position: running.map(|r| r.position().lsn),

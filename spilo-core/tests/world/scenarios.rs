@@ -1,6 +1,8 @@
 //! What clusters must survive, as sentences.
 
+use serde_json::json;
 use spilo_core::dcs::Key;
+use spilo_core::decide::Rule;
 use spilo_core::machine::{Exit, Order};
 
 use super::{World, secret_of, three};
@@ -238,7 +240,7 @@ fn a_detached_agent_leaves_the_server_and_the_next_one_adopts_it() {
         world.run(0.1);
         assert_eq!(world.primary(), Some(primary.as_str()), "{}", world.tell());
     }
-    assert!(world.rules().contains(&spilo_core::decide::Rule::Succeed));
+    assert!(world.rules().contains(&Rule::Succeed));
 }
 
 #[test]
@@ -342,4 +344,37 @@ fn f19_a_primary_whose_store_is_gone_comes_back_to_serve_reads() {
     assert!(took < 5000, "{primary}: {took} ms\n{}", world.tell());
     world.stop_store(false);
     world.healthy();
+}
+
+#[test]
+fn a_node_that_dies_in_the_middle_of_a_rewind_is_mended_by_the_means_allowed() {
+    for may_replace in [true, false] {
+        let mut came_to = [false; 2];
+        // Whether pg_rewind can go on is the chance of the moment.
+        for spent in [0.02, 0.03, 0.1, 0.11, 0.2, 0.21, 0.3, 0.31] {
+            let postgresql = json!({ "remove_data_directory_on_rewind_failure": may_replace });
+            let config = json!({ "ttl": 3, "postgresql": postgresql });
+            let mut world = World::new(&["a", "b", "c"], config);
+            world.healthy();
+            world.run(10.0);
+            let old = world.primary().unwrap().to_owned();
+            world.kill_node(&old);
+            world.run_until("a successor", 10, |w| w.primary().is_some());
+            world.start_agent(&old);
+            world.run_until("a rewind", 20, |w| w.rules().contains(&Rule::Rewind));
+            world.run(spent);
+            world.kill_node(&old);
+            world.start_agent(&old);
+            let end = |w: &World| w.is_healthy() || w.rules().contains(&Rule::Stuck);
+            world.run_until("the end of it", 60, end);
+            world.run(20.0);
+            let resumed = !world.rules().contains(&Rule::Reclone);
+            came_to[usize::from(resumed && world.is_healthy())] = true;
+            let stuck = world.rules().contains(&Rule::Stuck);
+            assert_eq!(world.is_healthy(), !stuck, "{}", world.tell());
+            assert!(may_replace || resumed, "{}", world.tell());
+            assert!(!may_replace || !stuck, "{}", world.tell());
+        }
+        assert_eq!(came_to, [true, true], "{may_replace}");
+    }
 }

@@ -114,6 +114,14 @@ impl FakeServer {
         matches!(self.data, Data::Ready { .. })
     }
 
+    /// Returns whether there is something that only a copy that is told so may replace.
+    fn has_own_data(&self) -> bool {
+        matches!(
+            self.data,
+            Data::Ready { .. } | Data::Unfinished(PgOpKind::Rewind)
+        )
+    }
+
     pub(crate) fn position(&self) -> Option<WalPosition> {
         match &self.data {
             Data::Ready { history, lsn, .. } => Some(WalPosition {
@@ -395,6 +403,10 @@ impl FakeServer {
                 }
                 return (5, Ok(()));
             }
+            PgOp::Clone { replace: None, .. } if self.has_own_data() => {
+                let failure = Failure::new(PgErrorKind::Refused, "it may not be thrown away");
+                return (5, Err(failure));
+            }
             PgOp::Clone { .. } => {
                 self.data = Data::Unfinished(PgOpKind::Clone);
                 (700, Pending::Clone(source.unwrap()))
@@ -428,6 +440,11 @@ impl FakeServer {
                     return (2000, Err(failure));
                 }
                 (120, Pending::Stop)
+            }
+            // What the copying broke may be what pg_rewind needs to begin again.
+            PgOp::Rewind { .. } if !self.has_cluster() && (now / 10).is_multiple_of(2) => {
+                let failure = Failure::new(PgErrorKind::CannotRewind, "its log is gone");
+                return (100, Err(failure));
             }
             PgOp::Rewind { .. } => (400, Pending::Rewind(source.unwrap())),
             PgOp::Configure { revision, .. } => {

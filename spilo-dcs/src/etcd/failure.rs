@@ -26,7 +26,7 @@ pub(super) enum Verdict {
 pub(super) fn judge(error: &Error) -> Verdict {
     match error {
         Error::GRpcStatus(status) => judge_status(status),
-        Error::LeaseKeepAliveError(text) if text == "lease not found" => Verdict::LeaseGone,
+        Error::LeaseKeepAliveError(text) if text == LEASE_NOT_FOUND => Verdict::LeaseGone,
         Error::InvalidArgs(_) | Error::InvalidUri(_) | Error::InvalidMetadataValue(_) => {
             Verdict::Refused
         }
@@ -114,6 +114,9 @@ fn innermost<'a>(mut error: &'a (dyn StdError + 'static)) -> &'a (dyn StdError +
     }
     error
 }
+
+/// What the client says of a lease that has ended.
+pub(super) const LEASE_NOT_FOUND: &str = "lease not found";
 
 #[cfg(test)]
 mod tests {

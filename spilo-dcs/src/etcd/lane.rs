@@ -52,6 +52,12 @@ pub(super) enum Effect {
 pub(super) trait Answer {
     /// Returns the state, if it must not be older than what was seen before.
     fn header(&self) -> Option<&ResponseHeader>;
+
+    /// Returns whether its revision must not be older either. Of what no key is read or written
+    /// for, a member may answer before it has caught up.
+    fn is_of_keys(&self) -> bool {
+        true
+    }
 }
 
 /// A call in flight.
@@ -181,9 +187,7 @@ impl Lane {
                 return Err(self.silent(at, Verdict::Unknown, time));
             }
         };
-        if let Some(header) = answer.header()
-            && let Err((verdict, problem)) = self.seen.check(floor, header)
-        {
+        if let Err((verdict, problem)) = self.seen.check_answer(floor, &answer) {
             let problem = format!("{}: {problem}", self.connector.endpoints()[at]);
             return Err(Failed {
                 verdict,

@@ -17,6 +17,7 @@ use spilo_core::{DcsError, Epoch, MemberName};
 
 use super::Etcd;
 use super::documents::{revision, transact};
+use super::failure::LEASE_NOT_FOUND;
 use super::lane::{Answer, Effect, Lane, Request, held};
 
 /// Ids of leases, and which of them nobody may know of.
@@ -34,6 +35,9 @@ pub(super) struct KeepAlive {
     lease_id: i64,
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
+    /// What the latest answer came with. A leader of etcd that was deposed and does not know goes
+    /// on renewing leases, which end all the same; its term gives it away.
+    header: Option<ResponseHeader>,
 }
 
 /// A [`LeaseSecret`] in etcd's terms.
@@ -109,11 +113,15 @@ impl Etcd {
         if let Some(kept) = kept {
             // A frozen endpoint must leave time for the others.
             let share = self.connector.request_timeout() / 3;
+            let floor = self.seen.floor();
             match tokio::time::timeout(share, kept.renew()).await {
-                Ok(Ok(Some(kept))) => {
-                    *held(&self.keep_alive) = Some(kept);
-                    return Ok(());
-                }
+                Ok(Ok(Some(kept))) => match self.seen.check_answer(floor, &kept) {
+                    Ok(()) => {
+                        *held(&self.keep_alive) = Some(kept);
+                        return Ok(());
+                    }
+                    Err((_, problem)) => tracing::debug!(problem, "the renewal does not count"),
+                },
                 Ok(Ok(None)) => {
                     return Err(request.error(DcsErrorKind::Conflict, "the lease has ended"));
                 }
@@ -121,7 +129,7 @@ impl Etcd {
                 Err(_) => tracing::debug!("the stream of renewals is silent"),
             }
         }
-        let Unchecked(kept) = self
+        let kept = self
             .lease_lane
             .call(&request, |client| {
                 Box::pin(KeepAlive::begin(client, lease_id))
@@ -309,25 +317,42 @@ impl Etcd {
 
 impl KeepAlive {
     /// Renews a lease for the first time, on a stream that stays open.
-    async fn begin(client: Client, lease_id: i64) -> Result<Unchecked<Self>, Error> {
+    async fn begin(client: Client, lease_id: i64) -> Result<Self, Error> {
         let (keeper, answers) = client.lease_client().keep_alive(lease_id).await?;
-        Ok(Unchecked(Self {
+        let opened = Self {
             lease_id,
             keeper,
             answers,
-        }))
+            header: None,
+        };
+        // Of the answer that opens the stream, nobody tells which state of etcd it comes from.
+        let ended = || Error::LeaseKeepAliveError(LEASE_NOT_FOUND.to_owned());
+        opened.renew().await?.ok_or_else(ended)
     }
 
-    /// Renews the lease once more; returns `None` if it has ended.
+    /// Renews the lease; returns `None` if it has ended.
     async fn renew(mut self) -> Result<Option<Self>, Error> {
         self.keeper.keep_alive().await?;
         match self.answers.message().await? {
             Some(answer) if answer.id() != self.lease_id => Err(Error::LeaseKeepAliveError(
                 "the answer is for another lease".to_owned(),
             )),
-            Some(answer) => Ok((answer.ttl() > 0).then_some(self)),
+            Some(mut answer) => {
+                self.header = answer.take_header();
+                Ok((answer.ttl() > 0).then_some(self))
+            }
             None => Err(Error::LeaseKeepAliveError("the stream ended".to_owned())),
         }
+    }
+}
+
+impl Answer for KeepAlive {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.header.as_ref()
+    }
+
+    fn is_of_keys(&self) -> bool {
+        false
     }
 }
 

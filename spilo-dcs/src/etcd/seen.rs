@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use etcd_client::ResponseHeader;
 
 use super::failure::Verdict;
+use super::lane::Answer;
 
 /// The newest cluster, term and revision that any answer came from.
 ///
@@ -27,7 +28,8 @@ impl Seen {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks an answer against the floor of its request, and remembers it.
+    /// Checks an answer against the floor of its request, and remembers it; the revision only of
+    /// one that is of keys.
     ///
     /// # Errors
     /// What the answer is worth and why, where it is of another cluster or of the past.
@@ -35,23 +37,43 @@ impl Seen {
         &self,
         floor: Floor,
         header: &ResponseHeader,
+        of_keys: bool,
     ) -> Result<(), (Verdict, String)> {
         let answer = Floor {
             cluster: header.cluster_id(),
             term: header.raft_term(),
             revision: header.revision(),
         };
-        floor.check(answer)?;
+        self.note(floor, answer, of_keys)
+    }
+
+    fn note(&self, floor: Floor, answer: Floor, of_keys: bool) -> Result<(), (Verdict, String)> {
+        floor.check(answer, of_keys)?;
         let mut newest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         newest.cluster = answer.cluster;
         newest.term = newest.term.max(answer.term);
         newest.revision = newest.revision.max(answer.revision);
         Ok(())
     }
+
+    /// Checks an answer, if it says which state of etcd it comes from.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub(super) fn check_answer(
+        &self,
+        floor: Floor,
+        answer: &impl Answer,
+    ) -> Result<(), (Verdict, String)> {
+        match answer.header() {
+            Some(header) => self.check(floor, header, answer.is_of_keys()),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Floor {
-    fn check(self, answer: Self) -> Result<(), (Verdict, String)> {
+    fn check(self, answer: Self, of_keys: bool) -> Result<(), (Verdict, String)> {
         if self == Self::default() {
             return Ok(());
         }
@@ -63,7 +85,7 @@ impl Floor {
             );
             return Err((Verdict::Foreign, problem));
         }
-        if answer.term < self.term || answer.revision < self.revision {
+        if answer.term < self.term || (of_keys && answer.revision < self.revision) {
             let problem = format!(
                 "it is behind: term {} and revision {}, after term {} and revision {} were seen; \
                  an etcd that was restored from a backup takes a restart",
@@ -87,17 +109,20 @@ mod tests {
             revision: 40,
         };
         assert_eq!(
-            Floor::default().check(floor),
+            Floor::default().check(floor, true),
             Ok(()),
             "the first answer is taken"
         );
-        assert_eq!(floor.check(floor), Ok(()));
+        assert_eq!(floor.check(floor, true), Ok(()));
         assert_eq!(
-            floor.check(Floor {
-                term: 4,
-                revision: 41,
-                ..floor
-            }),
+            floor.check(
+                Floor {
+                    term: 4,
+                    revision: 41,
+                    ..floor
+                },
+                true
+            ),
             Ok(())
         );
         for (answer, problem) in [
@@ -121,15 +146,36 @@ mod tests {
                 "it is behind: term 4 and revision 39",
             ),
         ] {
-            let (verdict, text) = floor.check(answer).unwrap_err();
+            let (verdict, text) = floor.check(answer, true).unwrap_err();
             assert_eq!(verdict, Verdict::Unknown);
             assert!(text.starts_with(problem), "{text}");
         }
-        let foreign = floor.check(Floor {
-            cluster: 8,
-            revision: 99,
-            ..floor
-        });
+        let foreign = floor.check(
+            Floor {
+                cluster: 8,
+                revision: 99,
+                ..floor
+            },
+            true,
+        );
         assert_eq!(foreign.unwrap_err().0, Verdict::Foreign);
+    }
+
+    #[test]
+    fn a_renewal_by_a_leader_that_was_deposed_does_not_count() {
+        let seen = Seen::default();
+        let at = |term, revision| Floor {
+            cluster: 7,
+            term,
+            revision,
+        };
+        seen.note(seen.floor(), at(3, 40), true).unwrap();
+        // A member that has not caught up renews by the leader of the term that is.
+        seen.note(seen.floor(), at(3, 38), false).unwrap();
+        // A read has shown the next term; the old leader still answers renewals.
+        seen.note(seen.floor(), at(4, 41), true).unwrap();
+        let (verdict, _) = seen.note(seen.floor(), at(3, 41), false).unwrap_err();
+        assert_eq!(verdict, Verdict::Unknown);
+        assert_eq!(seen.floor(), at(4, 41));
     }
 }

@@ -115,6 +115,10 @@ impl EtcdCluster {
             .status()
             .unwrap();
         assert!(sent.success());
+        // A thread that runs on another processor goes on for a moment, long enough for an answer.
+        while signal == "-STOP" && !is_stopped(id) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Throws a killed member's data away.
@@ -225,4 +229,14 @@ fn free_ports(count: usize) -> Vec<u16> {
     held.iter()
         .map(|listener| listener.local_addr().unwrap().port())
         .collect()
+}
+
+/// Whether every thread of a process has stopped.
+fn is_stopped(id: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        let state = stat.rsplit(')').next().unwrap_or_default();
+        state.trim_start().starts_with(['T', 't', 'Z', 'X'])
+    })
 }

@@ -18,7 +18,9 @@ use super::proc::{Proc, Stat};
 ///
 /// PostgreSQL's processes have the data directory as their working directory, belong to its
 /// owner, and except for the postmaster have no terminal (which tells them from the shell of an
-/// administrator who stands there). Their descendants count too.
+/// administrator who stands there). Their descendants count too. The calling process does not,
+/// nor do its ancestors, wherever they stand: an agent may have been started in the data directory,
+/// by a program that was.
 ///
 /// # Errors
 /// When the directory or `/proc` cannot be read.
@@ -66,6 +68,8 @@ pub fn fence_without_guard(data_dir: &Path) -> io::Result<Duration> {
 
 /// A search for the processes of one data directory.
 struct Scan<'a> {
+    /// The calling process.
+    me: i32,
     proc: Proc,
     data_dir: &'a Path,
     directory: Metadata,
@@ -74,6 +78,7 @@ struct Scan<'a> {
 impl<'a> Scan<'a> {
     fn new(data_dir: &'a Path) -> io::Result<Self> {
         Ok(Self {
+            me: rustix::process::getpid().as_raw_nonzero().get(),
             proc: Proc::open()?,
             data_dir,
             directory: fs::metadata(data_dir)?,
@@ -95,11 +100,14 @@ impl<'a> Scan<'a> {
                 found.insert(raw);
             }
         }
-        let me = rustix::process::getpid().as_raw_nonzero().get();
+        // With them their descendants would count, the guard among these.
+        for own in line(self.me, &parents) {
+            found.remove(&own);
+        }
         let mut all: Vec<i32> = parents
             .keys()
             .copied()
-            .filter(|&pid| pid != me && descends(pid, &parents, &found))
+            .filter(|&pid| line(pid, &parents).any(|at| found.contains(&at)))
             .collect();
         // Without a lock file that names it, the postmaster is the one whose parent is a stranger.
         all.sort_by_key(|&pid| {
@@ -148,20 +156,10 @@ fn everybody() -> io::Result<Vec<i32>> {
     Ok(all)
 }
 
-/// Returns whether `pid` or one of its ancestors is among `found`.
-fn descends(pid: i32, parents: &BTreeMap<i32, i32>, found: &BTreeSet<i32>) -> bool {
-    let mut at = pid;
+/// Returns `pid` and its ancestors.
+fn line(pid: i32, parents: &BTreeMap<i32, i32>) -> impl Iterator<Item = i32> {
     // Processes come and go during a scan, so the parents need not be a tree: hence the limit.
-    for _ in 0..DEPTH {
-        if found.contains(&at) {
-            return true;
-        }
-        match parents.get(&at) {
-            Some(&above) => at = above,
-            None => return false,
-        }
-    }
-    false
+    std::iter::successors(Some(pid), |at| parents.get(at).copied()).take(DEPTH)
 }
 
 /// Killed processes are gone within milliseconds unless the kernel holds them.
@@ -169,3 +167,60 @@ const PAUSE: Duration = Duration::from_millis(2);
 const LIMIT: Duration = Duration::from_secs(10);
 /// Deeper than any family of processes.
 const DEPTH: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A program without a terminal, as PostgreSQL's are, that stands in `dir`.
+    fn start(dir: &Path, script: &str) -> Child {
+        Command::new("setsid")
+            .args(["sh", "-c", script])
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    fn pid(child: &Child) -> i32 {
+        i32::try_from(child.id()).unwrap()
+    }
+
+    #[test]
+    fn agent_that_stands_in_the_data_directory_is_not_of_its_server() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut server = start(dir.path(), "echo up; exec sleep 60");
+        // Its guard has left the directory, as every guard does.
+        let script = "(cd / && echo up; exec sleep 60) & echo $!; wait";
+        let mut agent = start(dir.path(), script);
+        let mut said = BufReader::new(server.stdout.take().unwrap()).lines();
+        said.next().unwrap().unwrap();
+        let said = BufReader::new(agent.stdout.take().unwrap()).lines();
+        let said: Vec<String> = said.take(2).map(Result::unwrap).collect();
+        let guard: i32 = said.iter().find_map(|line| line.parse().ok()).unwrap();
+        let seen_by = |me: i32| {
+            let scan = Scan {
+                me,
+                ..Scan::new(dir.path()).unwrap()
+            };
+            scan.run().unwrap()
+        };
+        let mut everybody = [pid(&server), pid(&agent), guard];
+        everybody.sort_unstable();
+        let mut by_a_stranger = seen_by(rustix::process::getpid().as_raw_nonzero().get());
+        by_a_stranger.sort_unstable();
+        let (by_agent, by_guard) = (seen_by(pid(&agent)), seen_by(guard));
+        kill_process(Pid::from_raw(guard).unwrap(), Signal::KILL).unwrap();
+        for child in [&mut server, &mut agent] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(by_a_stranger, everybody);
+        assert_eq!(by_agent, [pid(&server)]);
+        assert_eq!(by_guard, [pid(&server)]);
+    }
+}

@@ -146,7 +146,7 @@ impl Server {
     }
 
     /// Sends a signal to the postmaster.
-    pub(super) fn signal(&self, signal: ServerSignal, may_write: bool) -> Result<(), String> {
+    pub(super) fn signal(&mut self, signal: ServerSignal, may_write: bool) -> Result<(), String> {
         let raw = match signal {
             ServerSignal::Reload => Signal::HUP,
             ServerSignal::SmartStop => Signal::TERM,
@@ -158,6 +158,12 @@ impl Server {
             }
         };
         let postmaster = self.postmaster.ok_or("there is no postmaster")?;
+        if signal == ServerSignal::Promote
+            && let Some(launched) = &mut self.launched
+        {
+            // The order stands for as long as the server lives, whatever it is at the moment.
+            launched.role = Role::Primary;
+        }
         kill_process(postmaster, raw).map_err(|error| error.to_string())
     }
 

@@ -249,7 +249,7 @@ fn append_access(options: &LocalOptions) -> io::Result<()> {
         return Ok(());
     }
     let path = options.data_dir.join("pg_hba.conf");
-    let mut file = OpenOptions::new().append(true).open(&path)?;
+    let mut file = files::open_own(&path, OpenOptions::new().append(true), options.uid_gid)?;
     for line in &options.bootstrap_pg_hba {
         writeln!(file, "{}", line.replace(['\n', '\r', '\0'], " "))?;
     }

@@ -197,6 +197,42 @@ pub(crate) fn environment() -> Vec<(OsString, OsString)> {
     kept
 }
 
+/// Returns the environment of the server.
+pub(crate) fn server_environment() -> Vec<(String, String)> {
+    let own = std::fs::read_to_string("/proc/self/oom_score_adj");
+    let own = own.ok().and_then(|text| text.trim().parse().ok());
+    let mut variables = environment();
+    variables.extend(oom_variables(own, |name| std::env::var_os(name)));
+    let text = |value: OsString| value.to_string_lossy().into_owned();
+    variables
+        .into_iter()
+        .map(|(name, value)| (text(name), text(value)))
+        .collect()
+}
+
+/// Returns the variables by which the postmaster gives its children another score for the
+/// out-of-memory killer than its own.
+///
+/// Without them a backend that takes all memory is as safe from the killer as the postmaster,
+/// where the agent was started with a score that protects it.
+fn oom_variables(
+    own: Option<i32>,
+    given: impl Fn(&str) -> Option<OsString>,
+) -> Vec<(OsString, OsString)> {
+    let [file, value] = ["PG_OOM_ADJUST_FILE", "PG_OOM_ADJUST_VALUE"];
+    let wanted: Vec<_> = [file, value]
+        .into_iter()
+        .filter_map(|name| Some((name.into(), given(name)?)))
+        .collect();
+    if wanted.is_empty() && own.is_some_and(|own| own < 0) {
+        return vec![
+            (file.into(), "/proc/self/oom_score_adj".into()),
+            (value.into(), "0".into()),
+        ];
+    }
+    wanted
+}
+
 /// The path of a file that holds a secret for a program, removed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct SecretFile(PathBuf);
@@ -278,6 +314,25 @@ mod tests {
         let mut options = LocalOptions::new(Scope::new("s").unwrap(), name, dir.path(), 1);
         options.state_dir = Some(dir.path().to_owned());
         options
+    }
+
+    #[test]
+    fn backends_do_not_inherit_a_protection_from_the_out_of_memory_killer() {
+        let none = |_: &str| None;
+        let pair = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
+        let exempt = [
+            pair("PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj"),
+            pair("PG_OOM_ADJUST_VALUE", "0"),
+        ];
+        assert_eq!(oom_variables(Some(-900), none), exempt);
+        for own in [None, Some(0), Some(300)] {
+            assert_eq!(oom_variables(own, none), []);
+        }
+        let given = |name: &str| (name == "PG_OOM_ADJUST_FILE").then(|| OsString::from("/x"));
+        assert_eq!(
+            oom_variables(Some(-900), given),
+            [pair("PG_OOM_ADJUST_FILE", "/x")]
+        );
     }
 
     #[tokio::test]

@@ -24,10 +24,10 @@ impl LocalPostgres {
         let action = format!("clone {}", from.name);
         let endpoint =
             Endpoint::parse(&from.conn_url).map_err(|problem| refused(&action, problem))?;
-        self.may_replace(&action, replace).await?;
+        let unrecorded = self.may_replace(&action, replace).await?;
         self.prepare().await?;
         self.end_leftovers(&action).await?;
-        if replace.is_some() {
+        if unrecorded {
             // Recorded before anything is thrown away, and no reason to keep it.
             Box::pin(self.record_diverged(from, "clone")).await;
         }
@@ -63,8 +63,9 @@ impl LocalPostgres {
         self.blocking(&action, move |_| marker.clear()).await
     }
 
-    /// Checks that the data directory is empty, or is what may be thrown away.
-    async fn may_replace(&self, action: &str, replace: Option<SystemId>) -> Result<(), PgError> {
+    /// Checks that the data directory is empty, or is what may be thrown away. Returns whether it
+    /// has a log of its own that was not recorded yet.
+    async fn may_replace(&self, action: &str, replace: Option<SystemId>) -> Result<bool, PgError> {
         if self.eye.alive(&self.guard()).await? != Alive::Nobody {
             return Err(retry(
                 action,
@@ -83,14 +84,16 @@ impl LocalPostgres {
                 Ok((marker.read()?, empty, control))
             })
             .await?;
-        // What a clone or a bootstrap left half done was never anything that could be lost, and
-        // what a rewind left has had its own log recorded and is no whole copy any more.
-        if empty || matches!(marked, Some(Mark::Unfinished(_))) {
-            return Ok(());
+        // What a clone or a bootstrap left half done was never anything that could be lost. What
+        // a rewind left may be all that there is of its log, but for the record of it.
+        let half_rewound = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
+        if empty || (matches!(marked, Some(Mark::Unfinished(_))) && !half_rewound) {
+            return Ok(false);
         }
         let found = control.map(|control| control.system_id);
         match (found, replace) {
-            (Some(found), Some(allowed)) if found == allowed => Ok(()),
+            (Some(found), Some(allowed)) if found == allowed => Ok(!half_rewound),
+            (None, Some(_)) if half_rewound => Ok(false),
             (Some(found), Some(allowed)) => {
                 let problem = format!(
                     "the data directory is of the database cluster {found}, and only {allowed} may be \

@@ -7,18 +7,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use spilo_core::pg::{PgError, Upstream};
+use spilo_core::pg::{PgError, PgErrorKind, Upstream};
 use spilo_core::{DynamicConfig, Revision};
 
 use crate::LocalOptions;
 use crate::guard::ServerSignal;
 
-use super::child::Program;
 use super::conninfo::{self, Endpoint};
-use super::files;
+use super::controldata::ControlData;
 use super::observe::Alive;
 use super::settings::{self, Settings, Wiring};
-use super::{LocalPostgres, failed_guard, failed_io, refused};
+use super::{LocalPostgres, failed_guard, files, refused};
 
 impl LocalPostgres {
     /// Applies the dynamic configuration: to the files if there is a data directory, to the
@@ -28,19 +27,23 @@ impl LocalPostgres {
         revision: Revision,
         config: Arc<DynamicConfig>,
     ) -> Result<(), PgError> {
-        {
-            let mut state = self.state();
-            state.config = Some(Arc::clone(&config));
-        }
         let seen = self.eye.look_at_disk().await?;
-        if let Some(control) = seen.control {
-            let wiring = self.blocking("read the configuration", move |options| {
-                Ok(present_wiring(options, config.use_slots))
-            });
-            let changed = Box::pin(self.write_files(&wiring.await?, Some(&control))).await?;
-            if changed.files {
-                self.reload().await?;
-            }
+        let Some(control) = seen.control else {
+            let mut state = self.state();
+            state.config = Some(config);
+            state.revision = Some(revision);
+            return Ok(());
+        };
+        let use_slots = config.use_slots;
+        let wiring = self.blocking("read the configuration", move |options| {
+            Ok(present_wiring(options, use_slots))
+        });
+        let wiring = wiring.await?;
+        let changed = Box::pin(self.write_config(&config, &wiring, Some(&control))).await?;
+        // What the server's program refuses does not come into force for what is done next.
+        self.state().config = Some(config);
+        if changed.files {
+            self.reload().await?;
         }
         self.state().revision = Some(revision);
         Ok(())
@@ -71,17 +74,20 @@ impl LocalPostgres {
         if let Some(config) = self.state().config.clone() {
             return Ok(config);
         }
+        let cached = self.cached_config().await?;
+        Ok(cached.unwrap_or_else(|| Arc::new(DynamicConfig::absent())))
+    }
+
+    /// Returns the configuration that this data directory was run with before.
+    async fn cached_config(&self) -> Result<Option<Arc<DynamicConfig>>, PgError> {
         let cached = self.blocking("read the cached configuration", |options| {
             Ok(fs::read_to_string(options.data_dir.join(CACHE)).ok())
         });
-        let config = cached
-            .await?
-            .and_then(|text| match serde_json::from_str(&text) {
-                Ok(Value::Object(map)) => DynamicConfig::parse(map).ok(),
-                _ => None,
-            })
-            .unwrap_or_else(DynamicConfig::absent);
-        Ok(Arc::new(config))
+        let text = cached.await?;
+        Ok(text.and_then(|text| match serde_json::from_str(&text) {
+            Ok(Value::Object(map)) => DynamicConfig::parse(map).ok().map(Arc::new),
+            _ => None,
+        }))
     }
 
     /// Returns the wiring of a standby of `upstream`.
@@ -100,7 +106,7 @@ impl LocalPostgres {
         let endpoint = Endpoint::parse(&upstream.conn_url)
             .map_err(|problem| refused(&format!("follow {}", upstream.name), problem))?;
         let slot = use_slots.then(|| self.options.name.slot().to_string());
-        let conninfo = replication_conninfo(&self.options, &endpoint);
+        let conninfo = primary_conninfo(&self.options, &endpoint);
         Ok(Wiring::Standby {
             conninfo: Some(conninfo),
             slot,
@@ -108,20 +114,44 @@ impl LocalPostgres {
     }
 
     /// Writes everything that the server reads at its start. Returns what changed.
+    ///
+    /// A configuration that the server's program refuses keeps no server from starting, and no
+    /// standby from following: the one that the data directory had before does then.
     pub(super) async fn write_files(
         &self,
         wiring: &Wiring,
-        control: Option<&super::controldata::ControlData>,
+        control: Option<&ControlData>,
+    ) -> Result<Changed, PgError> {
+        let config = self.config().await?;
+        let error = match Box::pin(self.write_config(&config, wiring, control)).await {
+            Err(error) if error.kind() == PgErrorKind::Refused => error,
+            written => return written,
+        };
+        let before = self.cached_config().await?;
+        let Some(before) = before.filter(|before| before.raw != config.raw) else {
+            return Err(error);
+        };
+        tracing::warn!(%error, "going on with the data directory's last configuration");
+        let written = Box::pin(self.write_config(&before, wiring, control)).await;
+        // What cannot be written either way fails for the reason that somebody can mend.
+        written.map_err(|_| error)
+    }
+
+    async fn write_config(
+        &self,
+        config: &Arc<DynamicConfig>,
+        wiring: &Wiring,
+        control: Option<&ControlData>,
     ) -> Result<Changed, PgError> {
         let action = "write the configuration";
-        let config = self.config().await?;
+        let config = Arc::clone(config);
         let decided = Settings::decide(&self.options, &config, wiring, control);
         let work = |options: &LocalOptions| {
             prepare_directories(options)?;
             prepare_base(options)
         };
         self.blocking(action, work).await?;
-        let settings = Box::pin(self.check(decided, wiring)).await?;
+        let settings = Box::pin(self.check(decided, wiring, control)).await?;
         let wiring = wiring.clone();
         let files = self.blocking(action, move |options| {
             let mut changed = write_access_lists(options, &config)?;
@@ -171,62 +201,6 @@ impl LocalPostgres {
             }
         }
     }
-
-    /// Lets the server's own program read the settings, and leaves out what it does not take.
-    async fn check(&self, decided: Settings, wiring: &Wiring) -> Result<Settings, PgError> {
-        if let Some((before, checked)) = &self.state().checked
-            && *before == decided
-        {
-            return Ok(checked.clone());
-        }
-        let trial = self.options.conf_dir().join("postgresql.conf.spilo-trial");
-        let mut settings = decided.clone();
-        for _ in 0..MOST_PROBLEMS {
-            let text = render(&self.options, &settings, wiring);
-            let path = trial.clone();
-            self.blocking("check the configuration", move |options| {
-                files::replace(&path, &text, options.uid_gid)
-            })
-            .await?;
-            let said = self.try_configuration(&trial).await?;
-            let mut dropped = false;
-            for (name, why) in problems(&said) {
-                dropped |= settings.drop_parameter(&name, &why);
-            }
-            if !dropped {
-                if !said.is_empty() {
-                    tracing::warn!(%said, "the server does not like its configuration");
-                }
-                break;
-            }
-        }
-        self.blocking("check the configuration", move |_| files::remove(&trial))
-            .await?;
-        for warning in &settings.warnings {
-            tracing::warn!(%warning, "a parameter is not used as it was set");
-        }
-        self.state().checked = Some((decided, settings.clone()));
-        Ok(settings)
-    }
-
-    /// Returns what the server's program says against a configuration file; nothing if it is fine.
-    async fn try_configuration(&self, file: &Path) -> Result<String, PgError> {
-        let action = "check the configuration";
-        let ended = Program::new(&self.options, "postgres")
-            .arg("-D")
-            .arg(&self.options.data_dir)
-            .arg(format!("--config-file={}", file.display()))
-            .args(["-C", "data_directory"])
-            .within(Duration::from_secs(20))
-            .run(|_| {})
-            .await
-            .map_err(|error| failed_io(action, error))?;
-        Ok(if ended.status.success() {
-            String::new()
-        } else {
-            ended.stderr
-        })
-    }
 }
 
 /// What a write of the files changed.
@@ -236,17 +210,40 @@ pub(super) struct Changed {
     pub(super) files: bool,
 }
 
-/// Returns how this member connects to another server for replication.
+/// Returns how one of PostgreSQL's programs connects as this member to another server for
+/// replication.
 pub(super) fn replication_conninfo(options: &LocalOptions, endpoint: &Endpoint) -> String {
-    conninfo::write(&[
-        ("dbname", &options.database),
-        ("user", &options.replication.username),
-        ("passfile", &options.passfile().display().to_string()),
-        ("host", &endpoint.host),
-        ("port", &endpoint.port.to_string()),
-        ("sslmode", "prefer"),
-        ("application_name", options.name.as_str()),
-    ])
+    let keywords = replication_keywords(options, endpoint);
+    conninfo::for_program(
+        &keywords
+            .each_ref()
+            .map(|(key, value)| (*key, value.as_str())),
+    )
+}
+
+/// Returns the `primary_conninfo` of a standby: exactly what Patroni writes.
+fn primary_conninfo(options: &LocalOptions, endpoint: &Endpoint) -> String {
+    let keywords = replication_keywords(options, endpoint);
+    conninfo::write(
+        &keywords
+            .each_ref()
+            .map(|(key, value)| (*key, value.as_str())),
+    )
+}
+
+fn replication_keywords(
+    options: &LocalOptions,
+    endpoint: &Endpoint,
+) -> [(&'static str, String); 7] {
+    [
+        ("dbname", options.database.clone()),
+        ("user", options.replication.username.clone()),
+        ("passfile", options.passfile().display().to_string()),
+        ("host", endpoint.host.clone()),
+        ("port", endpoint.port.to_string()),
+        ("sslmode", "prefer".to_owned()),
+        ("application_name", options.name.to_string()),
+    ]
 }
 
 /// Returns the path of the configuration file that the server is started with.
@@ -254,7 +251,7 @@ pub(super) fn conf_file(options: &LocalOptions) -> PathBuf {
     options.conf_dir().join("postgresql.conf")
 }
 
-fn render(options: &LocalOptions, settings: &Settings, wiring: &Wiring) -> String {
+pub(super) fn render(options: &LocalOptions, settings: &Settings, wiring: &Wiring) -> String {
     let dir = options.conf_dir();
     let base = match &options.custom_conf {
         Some(custom) => custom.display().to_string(),
@@ -262,22 +259,6 @@ fn render(options: &LocalOptions, settings: &Settings, wiring: &Wiring) -> Strin
     };
     let file = |name: &str| dir.join(name).display().to_string();
     settings.render(&base, &file("pg_hba.conf"), &file("pg_ident.conf"), wiring)
-}
-
-/// Finds what parameters the server's program complains of, and how.
-fn problems(said: &str) -> Vec<(String, String)> {
-    let mut found = Vec::new();
-    for line in said.lines() {
-        let Some((_, rest)) = line.split_once("parameter \"") else {
-            continue;
-        };
-        let Some((name, _)) = rest.split_once('"') else {
-            continue;
-        };
-        let why = line.split_once(":  ").map_or(line, |(_, why)| why);
-        found.push((name.to_owned(), why.trim().to_owned()));
-    }
-    found
 }
 
 /// Returns the wiring that the files have now.
@@ -349,7 +330,8 @@ fn copy_missing(from: &Path, to: &Path, options: &LocalOptions) -> io::Result<()
     if to.exists() || !from.exists() {
         return Ok(());
     }
-    files::replace(to, &fs::read_to_string(from)?, options.uid_gid).map(drop)
+    let text = files::read_own(from, options.uid_gid)?;
+    files::replace(to, &text, options.uid_gid).map(drop)
 }
 
 /// Writes `pg_hba.conf` and `pg_ident.conf` if the configuration has their lines.
@@ -384,7 +366,7 @@ fn write_access_lists(options: &LocalOptions, config: &DynamicConfig) -> io::Res
 /// `postgresql.conf` and would win.
 fn strip_automatic(options: &LocalOptions) -> io::Result<bool> {
     let path = options.data_dir.join("postgresql.auto.conf");
-    let Ok(text) = fs::read_to_string(&path) else {
+    let Ok(text) = files::read_own(&path, options.uid_gid) else {
         return Ok(false);
     };
     let ours = |line: &str| {
@@ -408,26 +390,26 @@ fn strip_automatic(options: &LocalOptions) -> io::Result<bool> {
 const BASE: &str = "postgresql.base.conf";
 /// The dynamic configuration that the server last ran with, as Patroni names it.
 const CACHE: &str = "patroni.dynamic.json";
-/// Each round of the check finds at least one problem, so this bounds its length.
-const MOST_PROBLEMS: usize = 50;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn complaints_name_their_parameter() {
-        let said = "\
-2026 GMT [1] LOG:  unrecognized configuration parameter \"foo\" in file \"/x.conf\" line 1
-2026 GMT [1] LOG:  invalid value for parameter \"work_mem\": \"banana\"
-2026 GMT [1] HINT:  Valid units for this parameter are \"B\", \"kB\".
-2026 GMT [1] LOG:  1 kB is outside the valid range for parameter \"wal_keep_size\" (2 .. 3)
-2026 GMT [1] FATAL:  configuration file \"/x.conf\" contains errors";
-        let names: Vec<_> = problems(said).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["foo", "work_mem", "wal_keep_size"]);
+    fn programs_notice_a_dead_peer_and_primary_conninfo_is_patronis() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = options(&dir);
+        options.pgpass = Some("/p".into());
+        let endpoint = Endpoint::parse("postgres://10.0.0.1:5433/postgres").unwrap();
+        let standby = "dbname=postgres user=replicator passfile=/p host=10.0.0.1 port=5433 \
+                       sslmode=prefer application_name=a";
+        assert_eq!(primary_conninfo(&options, &endpoint), standby);
         assert_eq!(
-            problems(said)[1].1,
-            "invalid value for parameter \"work_mem\": \"banana\""
+            replication_conninfo(&options, &endpoint),
+            format!(
+                "{standby} keepalives_idle=10 keepalives_interval=5 keepalives_count=3 \
+                 tcp_user_timeout=30000"
+            )
         );
     }
 

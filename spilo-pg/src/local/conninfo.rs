@@ -48,6 +48,15 @@ impl Endpoint {
     }
 }
 
+/// Writes how one of PostgreSQL's programs connects to another server: so that it notices within
+/// half a minute when the machine there is gone.
+///
+/// The kernel's own two hours are what a clone would wait for a machine that lost its power. What
+/// the server's walreceiver connects by needs none of it: that has `wal_receiver_timeout`.
+pub(crate) fn for_program(keywords: &[(&str, &str)]) -> String {
+    write(&[keywords, KEEPALIVES].concat())
+}
+
 /// Writes keywords and values the way Patroni does: quoted only by backslashes.
 pub(crate) fn write(keywords: &[(&str, &str)]) -> String {
     let mut text = String::new();
@@ -114,6 +123,15 @@ fn read(conninfo: &str) -> Vec<(String, String)> {
     pairs
 }
 
+/// The other end is asked after ten seconds of silence, and given up after fifteen more. What was
+/// sent and is not acknowledged, to which no question follows, is given up after thirty.
+const KEEPALIVES: &[(&str, &str)] = &[
+    ("keepalives_idle", "10"),
+    ("keepalives_interval", "5"),
+    ("keepalives_count", "3"),
+    ("tcp_user_timeout", "30000"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,6 +172,15 @@ mod tests {
         assert_eq!(text, r"user=o\'brien\ \\\ co host=10.0.0.1 port=5433 x=''");
         assert_eq!(target(&text), Some(("10.0.0.1".to_owned(), 5433)));
         assert_eq!(read(&text)[0].1, "o'brien \\ co");
+    }
+
+    #[test]
+    fn a_program_notices_that_the_other_machine_is_gone() {
+        assert_eq!(
+            for_program(&[("user", "u"), ("host", "h")]),
+            "user=u host=h keepalives_idle=10 keepalives_interval=5 keepalives_count=3 \
+             tcp_user_timeout=30000"
+        );
     }
 
     #[test]

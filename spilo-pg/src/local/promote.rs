@@ -45,8 +45,7 @@ impl LocalPostgres {
                     return Ok(None);
                 }
                 let path = options.data_dir.join("promote");
-                fs::File::create(&path)?;
-                files::give(&path, options.uid_gid)?;
+                files::create(&path, options.uid_gid)?;
                 Ok(Some(Order(Some(path))))
             })
             .await?;

@@ -1,14 +1,15 @@
 //! Returning a diverged server to another one's history.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use spilo_core::History;
 use spilo_core::pg::{ControlState, PgError, PgErrorKind, PgOpKind, Progress, Upstream};
 use spilo_core::wal::{Lsn, WalPosition};
 
+use crate::LocalOptions;
 use crate::guard::Role;
 
 use super::child::Program;
@@ -24,6 +25,7 @@ impl LocalPostgres {
     /// Makes the stopped data directory a prefix of `from`'s history again.
     pub(super) async fn rewind(&self, from: &Upstream, progress: &Progress) -> Result<(), PgError> {
         let action = format!("rewind to {}", from.name);
+        let cannot = |problem| PgError::new(PgErrorKind::CannotRewind, &action, problem);
         if self.eye.alive(&self.guard()).await? != Alive::Nobody {
             return Err(retry(
                 &action,
@@ -31,19 +33,19 @@ impl LocalPostgres {
             ));
         }
         let marker = self.marker();
-        let (marked, control) = self
+        let (marked, control, earlier) = self
             .blocking(&action, move |options| {
-                Ok((marker.read()?, disk::read_control(options)))
+                let earlier = Earlier::read(options)?;
+                Ok((marker.read()?, disk::read_control(options), earlier))
             })
             .await?;
         if let Some(Mark::Unfinished(kind @ (PgOpKind::Clone | PgOpKind::Bootstrap))) = marked {
-            let problem = format!("the data directory is half made by {kind}");
-            return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
+            return Err(cannot(format!("the data directory is half made by {kind}")));
         }
         let control = control.map_err(|problem| refused(&action, problem.to_string()))?;
         if !control.rewindable {
             let problem = "neither checksums nor wal_log_hints are on";
-            return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
+            return Err(cannot(problem.to_owned()));
         }
         self.prepare().await?;
         self.end_leftovers(&action).await?;
@@ -55,26 +57,35 @@ impl LocalPostgres {
         }
         let config = self.config().await?;
         self.state().config.get_or_insert(config);
+        let wiring = self.standby_of(Some(from))?;
         let again = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
-        let standby = self
-            .blocking(&action, |options| {
-                Ok(options.data_dir.join("standby.signal").exists())
-            })
-            .await?;
+        let source = source_line(from, &history);
         if !again {
             self.record(&control, Some(&history), from, "rewind").await;
+        } else if earlier.is_done(&source).map_err(cannot)? {
+            return self.finish_rewind(&action, &wiring).await;
         }
-        self.blocking(&action, |options| {
-            Marker::new(&options.state_dir()).set(PgOpKind::Rewind, options.uid_gid)?;
-            // The crash recovery that pg_rewind does first refuses a standby's directory.
-            write_signal(options, Role::Primary)
-        })
-        .await?;
-        let wiring = self.standby_of(Some(from))?;
+        let begun = source.clone();
+        let standby = self
+            .blocking(&action, move |options| {
+                let standby = options.data_dir.join("standby.signal").exists();
+                Earlier::write(options, &begun, false)?;
+                Marker::new(&options.state_dir()).set(PgOpKind::Rewind, options.uid_gid)?;
+                // The crash recovery that pg_rewind does first refuses a standby's directory.
+                write_signal(options, Role::Primary)?;
+                Ok(standby)
+            })
+            .await?;
         // The recovery needs files that fit this server, after a broken-off rewind too.
         Box::pin(self.write_files(&Wiring::Primary, Some(&control))).await?;
         match self.run_rewind(&action, from, progress).await? {
-            Outcome::Done => self.finish_rewind(&action, &wiring).await,
+            Outcome::Done => {
+                self.blocking(&action, move |options| {
+                    Earlier::write(options, &source, true)
+                })
+                .await?;
+                self.finish_rewind(&action, &wiring).await
+            }
             Outcome::Failed { error, touched } => {
                 if !touched && !again {
                     self.undo(&action, standby).await?;
@@ -108,7 +119,7 @@ impl LocalPostgres {
         let endpoint =
             Endpoint::parse(&from.conn_url).map_err(|problem| refused(action, problem))?;
         let options = &self.options;
-        let source = conninfo::write(&[
+        let source = conninfo::for_program(&[
             ("dbname", &options.database),
             ("user", &options.rewinder().username),
             ("passfile", &options.passfile().display().to_string()),
@@ -229,13 +240,12 @@ impl LocalPostgres {
         );
         let written = self.blocking("record the diverged log", move |options| {
             let path = options.state_dir().join("diverged.log");
-            let mut file = OpenOptions::new()
-                .create(true)
-                .append(true)
-                .mode(0o600)
-                .open(&path)?;
+            let mut file = if path.exists() {
+                files::open_own(&path, OpenOptions::new().append(true), options.uid_gid)?
+            } else {
+                files::create(&path, options.uid_gid)?
+            };
             file.write_all(line.as_bytes())?;
-            files::give(&path, options.uid_gid)?;
             file.sync_all()
         });
         if let Err(error) = written.await {
@@ -267,6 +277,74 @@ impl LocalPostgres {
             ..proven
         }
     }
+}
+
+/// What is known of the rewind that the marker in the data directory tells of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Earlier {
+    /// From whom it copied, and along which history.
+    source: String,
+    /// Whether pg_rewind ended well, and only files of ours are missing.
+    done: bool,
+    /// Whether pg_rewind has put its label there, the last thing but the control file.
+    labelled: bool,
+}
+
+impl Earlier {
+    fn read(options: &LocalOptions) -> io::Result<Self> {
+        let text = match fs::read_to_string(Self::path(options)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            result => result?,
+        };
+        let (source, rest) = text.split_once('\n').unwrap_or_default();
+        Ok(Self {
+            source: source.to_owned(),
+            done: rest == DONE,
+            labelled: options.data_dir.join("backup_label").exists(),
+        })
+    }
+
+    fn write(options: &LocalOptions, source: &str, done: bool) -> io::Result<()> {
+        let rest = if done { DONE } else { "" };
+        let text = format!("{source}\n{rest}");
+        files::replace(&Self::path(options), &text, options.uid_gid).map(drop)
+    }
+
+    fn path(options: &LocalOptions) -> PathBuf {
+        options.state_dir().join("rewind")
+    }
+
+    /// Returns whether nothing is left to copy; if there is, pg_rewind may run again.
+    ///
+    /// # Errors
+    /// Why it must not. It would find nothing wrong, and leave a mixture behind: what it copied of
+    /// a server that was deposed since may have changes that the cluster lost; and once the label
+    /// is there, the recovery that it begins with writes a log of its own on the new timeline.
+    fn is_done(&self, source: &str) -> Result<bool, String> {
+        if self.done {
+            return Ok(true);
+        }
+        if self.source != source {
+            let before = &self.source;
+            return Err(format!(
+                "it was interrupted while it copied from another source: {before:?}, now {source:?}"
+            ));
+        }
+        if self.labelled {
+            let problem = "it was interrupted when all was copied, and may not be on disk";
+            return Err(problem.to_owned());
+        }
+        Ok(false)
+    }
+}
+
+/// Tells a server on one timeline from the same server on another.
+fn source_line(from: &Upstream, history: &History) -> String {
+    let ancestors = history.ancestors().iter();
+    let line: String = ancestors
+        .map(|a| format!("{}@{} ", a.timeline, a.end))
+        .collect();
+    format!("{} {line}{}", from.name, history.timeline())
 }
 
 /// What became of a run of pg_rewind.
@@ -314,9 +392,47 @@ fn is_passing(problem: &str) -> bool {
 /// Reading the log since the last checkpoint; the record is for people, and is not waited for.
 const WALDUMP_LIMIT: Duration = Duration::from_secs(20);
 
+const DONE: &str = "done\n";
+
 #[cfg(test)]
 mod tests {
+    use spilo_core::wal::Timeline;
+
     use super::*;
+
+    #[test]
+    fn an_interrupted_rewind_goes_on_only_from_where_it_came() {
+        let from = |name: &str| Upstream {
+            name: spilo_core::ids::MemberName::new(name).unwrap(),
+            conn_url: String::new(),
+        };
+        let two = History::root(Timeline(1)).promoted(Timeline(2), Lsn(900));
+        let source = source_line(&from("b"), &two);
+        assert_eq!(source, "b 1@0/384 2");
+        let later = two.promoted(Timeline(3), Lsn(950));
+        let elsewhere = History::root(Timeline(1)).promoted(Timeline(2), Lsn(800));
+
+        let dir = tempfile::tempdir().unwrap();
+        let scope = spilo_core::ids::Scope::new("demo").unwrap();
+        let data_dir = dir.path().join("a");
+        let options = LocalOptions::new(scope, from("a").name, &data_dir, 5432);
+        for path in [&options.state_dir(), &data_dir] {
+            fs::create_dir(path).unwrap();
+        }
+        let done = |source: &str| Earlier::read(&options).unwrap().is_done(source);
+        done(&source).unwrap_err();
+        Earlier::write(&options, &source, false).unwrap();
+        assert_eq!(done(&source), Ok(false));
+        for (name, history) in [("b", &later), ("b", &elsewhere), ("c", &two)] {
+            done(&source_line(&from(name), history)).unwrap_err();
+        }
+        fs::write(data_dir.join("backup_label"), "").unwrap();
+        done(&source).unwrap_err();
+        // A whole directory is one, whoever leads now: whether it has diverged is asked anew.
+        Earlier::write(&options, &source, true).unwrap();
+        assert_eq!(done(&source), Ok(true));
+        assert_eq!(done(&source_line(&from("c"), &later)), Ok(true));
+    }
 
     #[test]
     fn the_end_of_the_log_is_where_no_record_begins() {

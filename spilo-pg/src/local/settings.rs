@@ -9,6 +9,7 @@ use spilo_core::config::{DynamicConfig, boolean, whole};
 use crate::LocalOptions;
 
 use super::controldata::ControlData;
+use super::libraries;
 
 /// The parameters of a server, decided.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -53,17 +54,14 @@ impl Settings {
         let mut settings = Self::default();
         let mut dynamic = BTreeMap::new();
         for key in ["parameters", by_role] {
-            settings.read(map(key), key, &mut dynamic);
+            settings.read(map(key), key, not_dynamic, &mut dynamic);
         }
-        let mut local = BTreeMap::new();
-        settings.read(Some(&options.parameters), "local parameters", &mut local);
         settings.control(options, &dynamic, wiring, control);
-        local.retain(|name, _| !is_controlled(name));
-        settings.others = dynamic
-            .into_iter()
-            .filter(|(name, _)| !is_controlled(name))
-            .collect();
-        settings.others.extend(local);
+        let mut others = dynamic;
+        others.retain(|name, _| !is_controlled(name));
+        let local = Some(&options.parameters);
+        settings.read(local, "local parameters", not_local, &mut others);
+        settings.others = others;
         settings
             .others
             .entry("wal_keep_size".to_owned())
@@ -75,13 +73,12 @@ impl Settings {
                 .insert("wal_keep_size".to_owned(), format!("{megabytes}MB"));
         }
         let mut recovery = BTreeMap::new();
-        settings.read(map("recovery_conf"), "recovery_conf", &mut recovery);
-        settings.read(
-            Some(&options.recovery_conf),
-            "local recovery_conf",
-            &mut recovery,
-        );
-        recovery.retain(|name, _| RECOVERY.contains(&name.as_str()));
+        for (section, name) in [
+            (map("recovery_conf"), "recovery_conf"),
+            (Some(&options.recovery_conf), "local recovery_conf"),
+        ] {
+            settings.read(section, name, not_recovery, &mut recovery);
+        }
         settings.recovery = recovery;
         settings
     }
@@ -102,13 +99,92 @@ impl Settings {
             .filter(|command| !command.trim().is_empty())
     }
 
-    /// Leaves a parameter out, because the server would not start with it.
-    pub(crate) fn drop_parameter(&mut self, name: &str, why: &str) -> bool {
+    /// Does without a value that the server's program refuses: leaves the parameter out, or goes
+    /// back to the value that a controlled one had `before`, or to its default. Returns whether
+    /// that was possible.
+    pub(crate) fn refuse(
+        &mut self,
+        name: &str,
+        why: &str,
+        before: Option<&str>,
+        floors: Option<&ControlData>,
+    ) -> bool {
         let name = name.to_ascii_lowercase();
+        let Some((known, default, kind)) = CONTROLLED.iter().find(|(known, _, _)| *known == name)
+        else {
+            return self.drop_parameter(&name, why);
+        };
+        let Some((_, value)) = self.controlled.iter_mut().find(|(name, _)| name == known) else {
+            return false;
+        };
+        let floor = floors.and_then(|control| control.floor(known));
+        let default = lift((*default).to_owned(), floor);
+        // A default that is refused has been fallen back to already.
+        if *value == default {
+            return false;
+        }
+        let before = before
+            .and_then(|before| kind.check(before))
+            .map(|before| lift(before, floor))
+            .filter(|before| before != value);
+        let used = before.unwrap_or(default);
+        let refused = std::mem::replace(value, used.clone());
+        self.warnings.push(format!(
+            "postgresql parameter {known}={refused} failed validation, going on with {used}: {why}"
+        ));
+        true
+    }
+
+    /// Leaves out of the lists of libraries to load those that are not `present`. The server does
+    /// not start without one of the first list, and lets nobody in without one of the second.
+    pub(crate) fn keep_libraries(&mut self, present: impl Fn(&str) -> bool) {
+        for parameter in ["shared_preload_libraries", "session_preload_libraries"] {
+            let Some(list) = self.others.get_mut(parameter) else {
+                continue;
+            };
+            let Some(missing) = libraries::take_out(list, &present) else {
+                continue;
+            };
+            self.warnings.push(format!(
+                "parameter {parameter}: {missing} left out, because no such library is installed \
+                 on this machine; install it and reload the agent"
+            ));
+        }
+    }
+
+    /// Leaves out what would reserve every connection, which the server's program notices only
+    /// when it starts.
+    pub(crate) fn keep_connections(&mut self) {
+        let number = |name: &str, default: u64| match self.value(name) {
+            None => Some(default),
+            Some(text) => text.parse::<u64>().ok(),
+        };
+        let reserved = [
+            ("superuser_reserved_connections", 3),
+            ("reserved_connections", 0),
+        ]
+        .map(|(name, default)| number(name, default).unwrap_or(default));
+        let Some(most) = number("max_connections", 100) else {
+            return;
+        };
+        if reserved
+            .iter()
+            .fold(0, |sum: u64, number| sum.saturating_add(*number))
+            < most
+        {
+            return;
+        }
+        for name in ["superuser_reserved_connections", "reserved_connections"] {
+            let why = format!("it would leave none of max_connections={most} to clients");
+            self.drop_parameter(name, &why);
+        }
+    }
+
+    fn drop_parameter(&mut self, name: &str, why: &str) -> bool {
         let found = self
             .others
-            .remove(&name)
-            .or_else(|| self.recovery.remove(&name))
+            .remove(name)
+            .or_else(|| self.recovery.remove(name))
             .is_some();
         if found {
             self.warnings
@@ -163,20 +239,33 @@ impl Settings {
         &mut self,
         map: Option<&Map<String, Value>>,
         section: &str,
+        objection: impl Fn(&str) -> Option<String>,
         into: &mut BTreeMap<String, String>,
     ) {
         for (name, value) in map.into_iter().flatten() {
             let key = name.to_ascii_lowercase();
+            let word = |why: &str| Err(why.to_owned());
             let usable = match text(value) {
-                _ if !is_name(&key) => Err("that cannot be a parameter's name"),
-                _ if OURS.contains(&key.as_str()) => Err("it is not for a configuration to set"),
-                None => Err("its value is neither text nor number nor boolean"),
-                Some(text) if text.contains('\0') => Err("its value has a NUL"),
-                Some(text) => Ok(text),
+                _ if !is_name(&key) => word("that cannot be a parameter's name"),
+                _ if OURS.contains(&key.as_str()) => word("it is not for a configuration to set"),
+                _ if INCLUDES.contains(&key.as_str()) => word(
+                    "that includes a file and is no parameter; custom_conf names a file to include",
+                ),
+                text => match (objection(&key), text) {
+                    (Some(why), _) => Err(why),
+                    (None, None) if value.is_null() => Ok(None),
+                    (None, None) => word("its value is neither text nor number nor boolean"),
+                    (None, Some(text)) if text.contains('\0') => word("its value has a NUL"),
+                    (None, Some(text)) => Ok(Some(text)),
+                },
             };
             match usable {
-                Ok(text) => {
+                Ok(Some(text)) => {
                     into.insert(key, text);
+                }
+                // Takes away what a section before this one has set.
+                Ok(None) => {
+                    into.remove(&key);
                 }
                 Err(why) => {
                     self.warnings
@@ -209,11 +298,8 @@ impl Settings {
                     (*default).to_owned()
                 }),
             };
-            let floor = control.and_then(|control| control.floor(name));
-            if let (Wiring::Standby { .. }, Some(floor)) = (wiring, floor)
-                && value.parse::<u64>().is_ok_and(|wanted| wanted < floor)
-            {
-                value = floor.to_string();
+            if let Wiring::Standby { .. } = wiring {
+                value = lift(value, control.and_then(|control| control.floor(name)));
             }
             self.controlled.push((name, value));
         }
@@ -250,6 +336,14 @@ pub(crate) fn find(conf: &str, name: &str) -> Option<String> {
     Some(value)
 }
 
+/// Returns a value that is as high as a standby's control file demands.
+fn lift(value: String, floor: Option<u64>) -> String {
+    match floor {
+        Some(floor) if value.parse::<u64>().is_ok_and(|wanted| wanted < floor) => floor.to_string(),
+        _ => value,
+    }
+}
+
 /// Writes a value the way `postgresql.conf` reads it.
 fn quote(value: &str) -> String {
     let mut text = String::from("'");
@@ -280,16 +374,50 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
+/// Returns whether `postgresql.conf` reads it as a name: it knows one dot, and no more signs.
 fn is_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$'))
+    let is_word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    match name.split_once('.') {
+        None => is_word(name),
+        Some((class, name)) => is_word(class) && is_word(name),
+    }
 }
 
 fn is_controlled(name: &str) -> bool {
-    matches!(name, "listen_addresses" | "port" | "cluster_name")
-        || CONTROLLED.iter().any(|(known, _, _)| *known == name)
+    not_dynamic(name).is_some() || CONTROLLED.iter().any(|(known, _, _)| *known == name)
+}
+
+/// Returns why the dynamic configuration cannot set a parameter, and what does.
+fn not_dynamic(name: &str) -> Option<String> {
+    let instead = match name {
+        "listen_addresses" | "port" => "postgresql.listen in the local configuration",
+        "cluster_name" => "scope in the local configuration",
+        _ => return None,
+    };
+    Some(format!("it is set by {instead}"))
+}
+
+/// Returns why the local `parameters` cannot set a parameter, and what does.
+fn not_local(name: &str) -> Option<String> {
+    let controlled = CONTROLLED.iter().any(|(known, _, _)| *known == name);
+    not_dynamic(name).or_else(|| {
+        controlled.then(|| {
+            "it has to be the same on every member; set it in postgresql.parameters of the dynamic \
+             configuration"
+                .to_owned()
+        })
+    })
+}
+
+/// Returns why a recovery_conf section cannot set a parameter, and what does.
+fn not_recovery(name: &str) -> Option<String> {
+    (!RECOVERY.contains(&name)).then(|| {
+        let known = RECOVERY.join(", ");
+        format!("only {known} belong there; set it in postgresql.parameters")
+    })
 }
 
 /// What values a controlled parameter may have.
@@ -353,6 +481,9 @@ const OURS: &[&str] = &[
     "trigger_file",
 ];
 
+/// What stands in a configuration file like a parameter and is none.
+const INCLUDES: &[&str] = &["include", "include_dir", "include_if_exists"];
+
 /// The targets at which a standby would stop following; none may be in force.
 const TARGETS: &[&str] = &[
     "recovery_target",
@@ -373,135 +504,4 @@ const RECOVERY: &[&str] = &[
 const HEADER: &str = "# This file is written by spilo: what is edited here is lost.\n";
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-    use spilo_core::ids::{MemberName, Scope};
-
-    use super::*;
-
-    fn options() -> LocalOptions {
-        let name = MemberName::new("pg-1").unwrap();
-        LocalOptions::new(Scope::new("o'scope").unwrap(), name, "/d", 5433)
-    }
-
-    fn config(parameters: Value) -> DynamicConfig {
-        let mut raw = Map::new();
-        raw.insert("postgresql".to_owned(), json!({ "parameters": parameters }));
-        DynamicConfig::parse(raw).unwrap()
-    }
-
-    fn decide(parameters: Value) -> Settings {
-        Settings::decide(&options(), &config(parameters), &Wiring::Primary, None)
-    }
-
-    #[test]
-    fn controlled_parameters_have_patronis_defaults_and_order() {
-        let settings = decide(json!({}));
-        let args: Vec<_> = settings
-            .controlled
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        assert_eq!(
-            args,
-            [
-                "listen_addresses=127.0.0.1",
-                "port=5433",
-                "cluster_name=o'scope",
-                "wal_level=replica",
-                "hot_standby=on",
-                "max_connections=100",
-                "max_wal_senders=10",
-                "max_prepared_transactions=0",
-                "max_locks_per_transaction=64",
-                "track_commit_timestamp=off",
-                "max_replication_slots=10",
-                "max_worker_processes=8",
-                "wal_log_hints=on",
-            ]
-        );
-        assert_eq!(settings.warnings, [""; 0]);
-    }
-
-    #[test]
-    fn an_impossible_controlled_value_falls_back_to_the_default() {
-        for (name, value, used) in [
-            ("max_connections", json!(3), "100"),
-            ("max_connections", json!("many"), "100"),
-            ("hot_standby", json!(false), "on"),
-            ("wal_level", json!("minimal"), "replica"),
-            ("wal_level", json!("logical"), "logical"),
-            ("wal_log_hints", json!("off"), "off"),
-            ("port", json!(1), "5433"),
-        ] {
-            let settings = decide(json!({ name: value }));
-            assert_eq!(settings.value(name), Some(used), "{name}={value}");
-        }
-    }
-
-    #[test]
-    fn local_parameters_override_dynamic_ones_but_not_controlled_ones() {
-        let mut options = options();
-        let Value::Object(local) = json!({"work_mem": "8MB", "max_connections": 300}) else {
-            unreachable!()
-        };
-        options.parameters = local;
-        let config = config(json!({"work_mem": "4MB", "max_connections": 200}));
-        let settings = Settings::decide(&options, &config, &Wiring::Primary, None);
-        assert_eq!(settings.value("work_mem"), Some("8MB"));
-        assert_eq!(settings.value("max_connections"), Some("200"));
-    }
-
-    #[test]
-    fn what_would_promote_or_move_the_server_is_left_out() {
-        let settings = decide(json!({
-            "promote_trigger_file": "/tmp/x", "PRIMARY_CONNINFO": "host=x", "data_directory": "/",
-            "a\nb": 1, "work_mem": {}, "x.y": "z",
-        }));
-        assert_eq!(settings.warnings.len(), 5, "{:?}", settings.warnings);
-        assert_eq!(settings.value("x.y"), Some("z"));
-    }
-
-    #[test]
-    fn values_cannot_leave_their_quotes() {
-        let value = "a'b\\c\nd";
-        let settings = decide(json!({ "x.y": value, "wal_keep_segments": 4 }));
-        let text = settings.render(
-            "postgresql.base.conf",
-            "/d/pg_hba.conf",
-            "/d/i",
-            &Wiring::Primary,
-        );
-        assert!(text.contains("x.y = 'a''b\\\\c\\nd'\n"), "{text}");
-        assert!(text.contains("wal_keep_size = '64MB'\n"), "{text}");
-        assert!(text.contains("hba_file = '/d/pg_hba.conf'\n"), "{text}");
-        assert!(!text.contains("recovery.conf"), "{text}");
-    }
-
-    #[test]
-    fn a_standby_gets_its_recovery_settings_and_they_are_read_back() {
-        let conninfo = r"host=h application_name=a\ b";
-        let wiring = Wiring::Standby {
-            conninfo: Some(conninfo.to_owned()),
-            slot: Some("pg_1".to_owned()),
-        };
-        let text = decide(json!({})).render("b", "h", "i", &wiring);
-        assert!(
-            text.contains("\n# recovery.conf\nprimary_conninfo = "),
-            "{text}"
-        );
-        assert_eq!(find(&text, "primary_conninfo").as_deref(), Some(conninfo));
-        assert_eq!(find(&text, "primary_slot_name").as_deref(), Some("pg_1"));
-        assert_eq!(
-            find(&text, "recovery_target_timeline").as_deref(),
-            Some("latest")
-        );
-        assert_eq!(find(&text, "restore_command"), None);
-    }
-
-    #[test]
-    fn lines_stay_lines() {
-        let text = lines(&["local all all trust\nhost all all all trust".to_owned()]);
-        assert_eq!(text.lines().count(), 2);
-    }
-}
+mod tests;

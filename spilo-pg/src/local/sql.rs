@@ -67,7 +67,12 @@ impl Session {
             .dbname(&options.database)
             .application_name("spilo")
             .options(settings(purpose))
-            .connect_timeout(limit);
+            .connect_timeout(limit)
+            // Where the address is not of this machine any more, nobody answers.
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3)
+            .tcp_user_timeout(Duration::from_secs(30));
         if let Some(password) = &options.superuser.password {
             config.password(password);
         }

@@ -1,7 +1,6 @@
 //! Starting the server under the guard.
 
-use std::fs;
-use std::io::{self, Read as _, Seek as _, SeekFrom};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,9 +10,10 @@ use tokio::time::{Instant, sleep};
 use crate::LocalOptions;
 use crate::guard::{GuardClient, Launch, Role};
 
-use super::child::environment;
+use super::child::server_environment;
 use super::configure::conf_file;
 use super::files;
+use super::log::Log;
 use super::observe::{Alive, is_primary};
 use super::settings::{Settings, Wiring};
 use super::sql::{Purpose, Session, SqlError};
@@ -76,17 +76,9 @@ impl LocalPostgres {
         let launch = Launch {
             program: program(&self.options),
             args: arguments(&self.options, settings),
-            env: environment()
-                .into_iter()
-                .map(|(name, value)| {
-                    (
-                        name.to_string_lossy().into_owned(),
-                        value.to_string_lossy().into_owned(),
-                    )
-                })
-                .collect(),
+            env: server_environment(),
             data_dir: self.options.data_dir.clone(),
-            log_file: log.path.clone(),
+            log_file: log.path().to_owned(),
             uid_gid: self.options.uid_gid,
             role: wanted,
         };
@@ -187,15 +179,14 @@ pub(super) fn write_signal(options: &LocalOptions, role: Role) -> io::Result<()>
         Role::Primary => files::remove(&standby),
         Role::Standby if standby.exists() => Ok(()),
         Role::Standby => {
-            fs::File::create(&standby)?.sync_all()?;
-            files::give(&standby, options.uid_gid)?;
+            files::create(&standby, options.uid_gid)?.sync_all()?;
             files::sync_directory_of(&standby)
         }
     }
 }
 
 /// Returns the server's program, with a path: the guard looks none up.
-fn program(options: &LocalOptions) -> PathBuf {
+pub(super) fn program(options: &LocalOptions) -> PathBuf {
     let program = options.program("postgres");
     if program.components().count() > 1 {
         return program;
@@ -207,75 +198,6 @@ fn program(options: &LocalOptions) -> PathBuf {
         .unwrap_or(program)
 }
 
-/// What the server says before its own logging begins.
-struct Log {
-    path: PathBuf,
-    from: u64,
-}
-
-impl Log {
-    fn open(options: &LocalOptions) -> io::Result<Self> {
-        let path = options.state_dir().join("postmaster.log");
-        let size = fs::metadata(&path).map_or(0, |metadata| metadata.len());
-        if size > LOG_LIMIT {
-            fs::rename(&path, path.with_extension("log.1"))?;
-            return Ok(Self { path, from: 0 });
-        }
-        Ok(Self { path, from: size })
-    }
-
-    /// Returns the line that says why the server ended.
-    fn problem(&self) -> Option<String> {
-        let mut file = fs::File::open(&self.path).ok()?;
-        file.seek(SeekFrom::Start(self.from)).ok()?;
-        let mut bytes = Vec::new();
-        file.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
-        worst_lines(&String::from_utf8_lossy(&bytes))
-    }
-}
-
-/// Picks the lines that say why a server ended. That a port is taken is said in a line before the
-/// last one.
-fn worst_lines(text: &str) -> Option<String> {
-    let clients = "the database system is";
-    let picked: Vec<&str> = ["could not bind", "PANIC:", "FATAL:", "postgres:"]
-        .iter()
-        .filter_map(|mark| {
-            text.lines()
-                .rev()
-                .find(|line| line.contains(mark) && !line.contains(clients))
-        })
-        .map(str::trim)
-        .collect();
-    (!picked.is_empty()).then(|| picked.join("; "))
-}
-
 const POLL: Duration = Duration::from_millis(15);
 /// How long a standby is waited for that says all the time that it is starting.
 const STANDBY_PATIENCE: Duration = Duration::from_secs(5);
-/// The log is rotated at a start when it is longer than this.
-const LOG_LIMIT: u64 = 10 << 20;
-const READ_LIMIT: u64 = 1 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lines_that_say_why_are_picked() {
-        let text = "\
-1 LOG:  starting PostgreSQL
-1 LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use
-1 HINT:  Is another postmaster already running on port 1?
-1 FATAL:  could not create any TCP/IP sockets
-1 FATAL:  the database system is starting up
-1 LOG:  database system is shut down";
-        let why = worst_lines(text).unwrap();
-        assert_eq!(
-            why,
-            "1 LOG:  could not bind IPv4 address \"127.0.0.1\": Address already in use; \
-             1 FATAL:  could not create any TCP/IP sockets"
-        );
-        assert_eq!(worst_lines("1 LOG:  ready"), None);
-    }
-}

@@ -158,6 +158,31 @@ async fn standby_is_disarmed_and_promoted_only_under_a_deadline() {
 }
 
 #[tokio::test]
+async fn standby_that_was_told_to_become_a_primary_is_never_disarmed_while_it_lives() {
+    let node = Node::new().await;
+    fs::write(node.data().join("standby.signal"), "").unwrap();
+    node.client()
+        .launch(node.launch(Role::Standby))
+        .await
+        .unwrap();
+    node.sql().await;
+    node.client()
+        .arm(deadline_in(1, secs(20.0), secs(20.0)))
+        .await
+        .unwrap();
+    node.client().disarm().await.unwrap();
+    node.client()
+        .arm(deadline_in(2, secs(20.0), secs(20.0)))
+        .await
+        .unwrap();
+    // Without the file that goes with the order it stays a standby: as one that replays for long.
+    node.client().signal(ServerSignal::Promote).await.unwrap();
+    assert!(node.data().join("standby.signal").exists());
+    let error = node.client().disarm().await.unwrap_err();
+    assert_eq!(error.kind(), GuardErrorKind::Refused);
+}
+
+#[tokio::test]
 async fn primary_is_never_disarmed_while_it_lives() {
     let (node, deadline) = Node::primary(secs(20.0), secs(20.0)).await;
     fs::write(node.data().join("standby.signal"), "").unwrap();

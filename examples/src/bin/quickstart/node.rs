@@ -104,8 +104,8 @@ impl Node {
     pub(crate) async fn start(&mut self, common: &Common, store: &Store) -> Result<()> {
         let listener = TcpListener::bind(("127.0.0.1", self.api_port.number()))
             .with_context(|| format!("{}: cannot listen on {}", self.name, self.api_url()))?;
-        let guard = GuardOptions::new(self.dir.join("guard"));
         let options = self.options(common);
+        let guard = GuardOptions::new(options.guard_dir());
         let (keeper, postgres) = GuardKeeper::start(guard, options, Arc::new(BootClock)).await?;
         let backends = Backends {
             dcs: store.cluster(&common.scope)?,

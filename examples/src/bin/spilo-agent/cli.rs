@@ -37,6 +37,12 @@ Signals:
              the ttl takes them over without a failed write: this is how to restart or upgrade it.
   HUP        Read the configuration again. If it is faulty, say so and keep the one in effect.
 
+Logs:
+  The agent logs to standard error, or below `log.dir`. PostgreSQL logs to
+  <data_dir>.spilo/postmaster.log, of which one predecessor is kept; for more, set
+  `logging_collector: on` among the cluster's parameters, and PostgreSQL rotates its log itself, in
+  `log_directory`.
+
 Exit status:
   0  stopped or detached as asked, or the configuration is valid
   1  the configuration is not valid, something on this machine does not fit it, or the node cannot

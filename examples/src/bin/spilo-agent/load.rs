@@ -8,19 +8,49 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value};
 use spilo_core::config::patch;
-use spilo_core::local::{ConfigError, ConfigErrorKind, Local, Parsed};
+use spilo_core::local::{ClientTls, ConfigError, ConfigErrorKind, Local, Parsed};
 
 use crate::yaml;
 
 /// The variables of the environment that begin with `PATRONI_`.
 pub(crate) type Env = BTreeMap<String, String>;
 
+/// Where the configuration comes from, to read it now and again.
+#[derive(Debug)]
+pub(crate) struct Source {
+    config: Option<PathBuf>,
+    env: Env,
+    /// What relative paths of files are relative to: where the agent was started.
+    base: PathBuf,
+}
+
 /// Everything that is wrong, a line each.
 #[derive(Debug)]
 pub(crate) struct Faults(pub(crate) Vec<String>);
 
+impl Source {
+    /// Takes what the command line names and the environment of this process.
+    pub(crate) fn new(config: Option<&Path>) -> Result<Self> {
+        let base = std::env::current_dir().context("cannot tell the working directory")?;
+        Ok(Self {
+            config: config.map(|config| base.join(config)),
+            env: environment()?,
+            base,
+        })
+    }
+
+    /// Reads the configuration.
+    pub(crate) fn load(&self) -> Result<Parsed, Faults> {
+        let mut parsed = load(self.config.as_deref(), &self.env)?;
+        for file in files(&mut parsed.local) {
+            *file = self.base.join(&*file);
+        }
+        Ok(parsed)
+    }
+}
+
 /// Reads the configuration that the command line and the environment name.
-pub(crate) fn load(config: Option<&Path>, env: &Env) -> Result<Parsed, Faults> {
+fn load(config: Option<&Path>, env: &Env) -> Result<Parsed, Faults> {
     let (document, env) = document(config, env).map_err(|e| Faults(vec![format!("{e:#}")]))?;
     let parsed = Local::parse(document, &env);
     let no_store = || {
@@ -35,7 +65,7 @@ pub(crate) fn load(config: Option<&Path>, env: &Env) -> Result<Parsed, Faults> {
 }
 
 /// Returns the `PATRONI_*` variables of this process.
-pub(crate) fn environment() -> Result<Env> {
+fn environment() -> Result<Env> {
     let mut env = Env::new();
     for (name, text) in std::env::vars_os() {
         let Some(name) = name.to_str().filter(|name| name.starts_with("PATRONI_")) else {
@@ -47,6 +77,25 @@ pub(crate) fn environment() -> Result<Env> {
         env.insert(name.to_owned(), text);
     }
     Ok(env)
+}
+
+/// Returns the paths of the agent's own files. `custom_conf` is PostgreSQL's, and relative to its
+/// configuration files.
+fn files(local: &mut Local) -> impl Iterator<Item = &mut PathBuf> {
+    fn client(tls: &mut ClientTls) -> [Option<&mut PathBuf>; 3] {
+        [&mut tls.authorities, &mut tls.certificate, &mut tls.key].map(Option::as_mut)
+    }
+    let mut named = vec![local.log.dir.as_mut()];
+    if let Some(tls) = &mut local.restapi.tls {
+        named.push(Some(&mut tls.certificate));
+        named.push(tls.key.as_mut());
+        named.push(tls.client_authorities.as_mut());
+    }
+    named.extend(client(&mut local.ctl.tls));
+    if let Some(etcd3) = &mut local.etcd3 {
+        named.extend(client(&mut etcd3.tls));
+    }
+    named.into_iter().flatten()
 }
 
 fn document(config: Option<&Path>, env: &Env) -> Result<(Value, Env)> {
@@ -161,6 +210,29 @@ postgresql:
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("spilo-agent.yml");
         let parsed = load(Some(&file), &Env::new()).unwrap();
         assert_eq!(parsed.warnings, [""; 0]);
+    }
+
+    #[test]
+    fn relative_paths_lead_from_where_the_agent_was_started() {
+        let dir = written(&[(
+            "f.yml",
+            &format!(
+                "{}\nlog: {{dir: log}}\nctl: {{certfile: c, keyfile: /k}}",
+                FILE.replace("etcd3: {", "etcd3: {cacert: ../ca, ")
+                    .replace("restapi: {", "restapi: {certfile: a/b, ")
+            ),
+        )]);
+        let source = Source {
+            config: Some(dir.path().join("f.yml")),
+            env: Env::new(),
+            base: "/base".into(),
+        };
+        let mut local = source.load().unwrap().local;
+        let found: Vec<&mut PathBuf> = files(&mut local).collect();
+        assert_eq!(
+            found,
+            ["/base/log", "/base/a/b", "/base/c", "/k", "/base/../ca"].map(Path::new)
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! to etcd, PostgreSQL and HTTP, and passes signals on.
 
 mod cli;
+mod doors;
 mod load;
 mod logging;
 mod notify;
@@ -15,13 +16,13 @@ mod yaml;
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use spilo_core::local::Parsed;
 use spilo_core::machine::Exit;
 
 use cli::Arguments;
-use load::Faults;
-use run::Source;
+use load::{Faults, Source};
 
 fn main() -> ExitCode {
     spilo_pg::run_if_guard();
@@ -38,8 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn begin(arguments: &Arguments) -> Result<ExitCode, Faults> {
-    let env = load::environment().map_err(fault)?;
-    let parsed = load::load(arguments.config.as_deref(), &env)?;
+    let source = Source::new(arguments.config.as_deref()).map_err(fault)?;
+    // An agent that stood in the data directory could be taken for a process of the server.
+    std::env::set_current_dir("/")
+        .context("cannot change to the directory /")
+        .map_err(fault)?;
+    let parsed = source.load()?;
     if arguments.print {
         say(&yaml::write(&parsed.shown).map_err(fault)?);
     }
@@ -49,13 +54,7 @@ fn begin(arguments: &Arguments) -> Result<ExitCode, Faults> {
     if arguments.print {
         return Ok(ExitCode::SUCCESS);
     }
-    start(
-        parsed,
-        Source {
-            config: arguments.config.clone(),
-            env,
-        },
-    )
+    start(parsed, source)
 }
 
 fn validate(parsed: &Parsed, ports: bool) -> Result<ExitCode, Faults> {
@@ -85,6 +84,9 @@ fn start(parsed: Parsed, source: Source) -> Result<ExitCode, Faults> {
         name = %parsed.local.name,
         "spilo-agent starts"
     );
+    if let Some(warning) = wiring::as_root(&parsed.local).map_err(fault)? {
+        tracing::warn!("{warning}");
+    }
     match run::run(parsed, source, level) {
         Ok(Exit::Stopped) => tracing::info!("stopped, and PostgreSQL with it"),
         Ok(Exit::Detached) => tracing::info!("detached; PostgreSQL goes on under its guard"),

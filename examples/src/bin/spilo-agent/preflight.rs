@@ -10,6 +10,8 @@ use std::process::Command;
 
 use spilo_core::local::{Local, Postgresql};
 
+use crate::wiring;
+
 /// Returns what does not fit the configuration, a line each.
 pub(crate) fn check(local: &Local, ports: bool) -> Vec<String> {
     let postgresql = &local.postgresql;
@@ -19,11 +21,25 @@ pub(crate) fn check(local: &Local, ports: bool) -> Vec<String> {
         Ok(postgres) => faults.extend(version(postgresql, &postgres).err()),
         Err(missing) => faults.extend(missing),
     }
-    faults.extend(directory(&postgresql.data_dir).err());
-    faults.extend(files(local));
+    match directory(&postgresql.data_dir) {
+        Ok(()) => faults.extend(beside(local)),
+        Err(fault) => faults.push(fault),
+    }
+    faults.extend(log_dir(local).err());
+    let unreadable = files(local);
+    if unreadable.is_empty() {
+        faults.extend(wiring::check(local));
+    }
+    faults.extend(unreadable);
     if ports {
         let restapi = &local.restapi.listen;
-        faults.extend(free("restapi.listen", &restapi.hosts, restapi.port));
+        let taken = free("restapi.listen", &restapi.hosts, restapi.port);
+        if taken.is_empty() {
+            // All at once: an address that is in another one cannot be had beside it.
+            let together = wiring::listeners(restapi);
+            faults.extend(together.err().map(|error| format!("{error:#}")));
+        }
+        faults.extend(taken);
         // The port of a server that is to be taken over is taken, by that server.
         if !serving(&postgresql.data_dir) {
             let listen = &postgresql.listen;
@@ -37,13 +53,7 @@ pub(crate) fn check(local: &Local, ports: bool) -> Vec<String> {
 fn programs(postgresql: &Postgresql, path: &OsString) -> Result<PathBuf, Vec<String>> {
     let mut missing = Vec::new();
     let mut postgres = PathBuf::new();
-    for name in [
-        "postgres",
-        "initdb",
-        "pg_basebackup",
-        "pg_controldata",
-        "pg_rewind",
-    ] {
+    for name in PROGRAMS {
         let found = match &postgresql.bin_dir {
             Some(dir) => Some(dir.join(name)).filter(|program| is_program(program)),
             None => std::env::split_paths(path)
@@ -142,6 +152,38 @@ fn directory(data_dir: &Path) -> Result<(), String> {
     }
 }
 
+/// The agent makes the directories beside the data directory, and must be able to.
+fn beside(local: &Local) -> Vec<String> {
+    let Ok(options) = wiring::postgres(local) else {
+        return Vec::new();
+    };
+    let fault = |dir: PathBuf| {
+        let existing = dir.ancestors().find(|dir| dir.exists())?;
+        let error = tempfile::tempfile_in(existing).err()?;
+        let shown = dir.display();
+        Some(format!(
+            "postgresql.data_dir: cannot make {shown} beside it: {error}"
+        ))
+    };
+    [options.guard_dir(), options.state_dir()]
+        .into_iter()
+        .filter(|dir| !dir.exists())
+        .filter_map(fault)
+        .collect()
+}
+
+/// Writes a file that has no name, and so leaves none behind.
+fn log_dir(local: &Local) -> Result<(), String> {
+    let Some(dir) = &local.log.dir else {
+        return Ok(());
+    };
+    let written = tempfile::tempfile_in(dir);
+    let shown = dir.display();
+    written
+        .map(drop)
+        .map_err(|error| format!("log.dir: cannot write a log in {shown}: {error}"))
+}
+
 /// Certificates and keys that are named have to be readable.
 fn files(local: &Local) -> Vec<String> {
     let mut named: Vec<(&str, Option<&PathBuf>)> = Vec::new();
@@ -158,10 +200,10 @@ fn files(local: &Local) -> Vec<String> {
         named.push(("etcd3.cert", etcd.tls.certificate.as_ref()));
         named.push(("etcd3.key", etcd.tls.key.as_ref()));
     }
-    named.push((
-        "postgresql.custom_conf",
-        local.postgresql.custom_conf.as_ref(),
-    ));
+    let custom = local.postgresql.custom_conf.as_ref();
+    // A relative one is found by PostgreSQL, beside configuration files that may not exist yet.
+    let custom = custom.filter(|file| file.is_absolute());
+    named.push(("postgresql.custom_conf", custom));
     let unreadable = |(key, file): (&str, Option<&PathBuf>)| {
         let file = file?;
         let error = fs::File::open(file).err()?;
@@ -202,6 +244,17 @@ fn serving(data_dir: &Path) -> bool {
     matches!((cwd, data_dir), (Ok(cwd), Ok(data_dir)) if cwd == data_dir)
 }
 
+/// Everything that is run of PostgreSQL.
+const PROGRAMS: [&str; 7] = [
+    "postgres",
+    "initdb",
+    "pg_basebackup",
+    "pg_controldata",
+    "pg_rewind",
+    "pg_waldump",
+    "psql",
+];
+
 /// The oldest major version of PostgreSQL that is supported.
 const OLDEST: u32 = 13;
 
@@ -231,13 +284,7 @@ mod tests {
     fn machine() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("bin")).unwrap();
-        for name in [
-            "postgres",
-            "initdb",
-            "pg_basebackup",
-            "pg_controldata",
-            "pg_rewind",
-        ] {
+        for name in PROGRAMS {
             let program = dir.path().join("bin").join(name);
             fs::write(
                 &program,
@@ -269,15 +316,45 @@ mod tests {
     fn a_missing_program_is_named() {
         let dir = machine();
         let shown = dir.path().join("bin").display().to_string();
-        fs::remove_file(dir.path().join("bin/pg_rewind")).unwrap();
+        fs::remove_file(dir.path().join("bin/psql")).unwrap();
         let not_executable = fs::Permissions::from_mode(0o644);
         fs::set_permissions(dir.path().join("bin/initdb"), not_executable).unwrap();
         assert_eq!(
             check(&local(dir.path(), free_port(), free_port()), true),
             [
                 format!("postgresql.bin_dir: no program initdb in {shown}"),
-                format!("postgresql.bin_dir: no program pg_rewind in {shown}"),
+                format!("postgresql.bin_dir: no program psql in {shown}"),
             ]
+        );
+    }
+
+    #[test]
+    fn a_log_directory_that_is_none_is_named() {
+        let dir = machine();
+        let mut local = local(dir.path(), free_port(), free_port());
+        local.log.dir = Some(dir.path().join("bin"));
+        assert_eq!(check(&local, true), [""; 0]);
+        local.log.dir = Some(dir.path().join("log"));
+        let shown = dir.path().join("log").display().to_string();
+        let faults = check(&local, true);
+        let expected = format!("log.dir: cannot write a log in {shown}: No such file");
+        assert!(
+            faults.len() == 1 && faults[0].starts_with(&expected),
+            "{faults:?}"
+        );
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_had_together_are_named() {
+        let dir = machine();
+        let mut local = local(dir.path(), free_port(), free_port());
+        local.restapi.listen.hosts = vec!["0.0.0.0".to_owned(), "127.0.0.1".to_owned()];
+        let port = local.restapi.listen.port;
+        let faults = check(&local, true);
+        let expected = format!("restapi.listen: 127.0.0.1:{port}: Address already in use");
+        assert!(
+            faults.len() == 1 && faults[0].starts_with(&expected),
+            "{faults:?}"
         );
     }
 

@@ -4,11 +4,11 @@ use spilo_core::local::Local;
 use spilo_core::machine::Order;
 
 use crate::run::Running;
-use crate::{load, wiring};
+use crate::wiring;
 
 /// Reads the configuration again and applies what can be applied; a faulty one changes nothing.
 pub(crate) async fn reload(running: &mut Running) {
-    let parsed = match load::load(running.source.config.as_deref(), &running.source.env) {
+    let parsed = match running.source.load() {
         Ok(parsed) => parsed,
         Err(faults) => {
             for fault in faults.0 {
@@ -35,13 +35,8 @@ pub(crate) async fn reload(running: &mut Running) {
 
 async fn apply(running: &mut Running, local: &Local) -> anyhow::Result<()> {
     // What can fail comes first.
-    let api = wiring::api(local)?;
     let postgres = wiring::postgres(local)?;
-    running.api.reconfigure(api)?;
-    if let Some(tls) = &running.tls {
-        // The same files, with certificates that may have been renewed.
-        tls.reload()?;
-    }
+    running.doors.reload(local)?;
     running.level.set(local.log.level);
     if local.postgresql != running.local.postgresql {
         running.server.configure(postgres);
@@ -64,7 +59,11 @@ fn fixed(old: &Local, new: &Local) -> Vec<&'static str> {
     differs("scope", old.scope == new.scope);
     differs("name", old.name == new.name);
     differs("namespace", old.namespace == new.namespace);
+    differs("bootstrap", old.bootstrap == new.bootstrap);
     differs("log.dir", old.log.dir == new.log.dir);
+    differs("log.mode", old.log.file_mode == new.log.file_mode);
+    differs("log.file_num", old.log.file_count == new.log.file_count);
+    differs("log.file_size", old.log.file_bytes == new.log.file_bytes);
     differs("log.type", old.log.format == new.log.format);
     differs("restapi.listen", old.restapi.listen == new.restapi.listen);
     differs(
@@ -72,7 +71,6 @@ fn fixed(old: &Local, new: &Local) -> Vec<&'static str> {
         old.restapi.connect == new.restapi.connect,
     );
     differs("restapi.certfile", old.restapi.tls == new.restapi.tls);
-    differs("ctl", old.ctl == new.ctl);
     differs("etcd3", old.etcd3 == new.etcd3);
     let (old, new) = (&old.postgresql, &new.postgresql);
     differs("postgresql.listen", old.listen == new.listen);
@@ -89,12 +87,12 @@ fn with_fixed_of(old: &Local, mut new: Local) -> Local {
     new.scope = old.scope.clone();
     new.name = old.name.clone();
     new.namespace.clone_from(&old.namespace);
-    new.log.dir.clone_from(&old.log.dir);
-    new.log.format = old.log.format;
+    new.bootstrap = old.bootstrap.clone();
+    let level = std::mem::replace(&mut new.log, old.log.clone()).level;
+    new.log.level = level;
     new.restapi.listen = old.restapi.listen.clone();
     new.restapi.connect = old.restapi.connect.clone();
     new.restapi.tls.clone_from(&old.restapi.tls);
-    new.ctl = old.ctl.clone();
     new.etcd3.clone_from(&old.etcd3);
     let (from, to) = (&old.postgresql, &mut new.postgresql);
     to.listen = from.listen.clone();
@@ -111,6 +109,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use serde_json::{Value, json};
+    use spilo_core::local::LogLevel;
 
     use super::*;
 
@@ -135,12 +134,25 @@ mod tests {
             it["postgresql"]["data_dir"] = json!("/srv/other");
             it["postgresql"]["parameters"] = json!({"work_mem": "8MB"});
             it["tags"] = json!({"zone": "x"});
-            it["log"] = json!({"level": "DEBUG"});
+            it["log"] = json!({"level": "DEBUG", "mode": 0o640, "file_num": 9, "file_size": 9});
+            it["ctl"] = json!({"insecure": true});
+            it["bootstrap"] = json!({"dcs": {"ttl": 20}});
         });
-        assert_eq!(fixed(&old, &new), ["name", "etcd3", "postgresql.data_dir"]);
+        let named = [
+            "name",
+            "bootstrap",
+            "log.mode",
+            "log.file_num",
+            "log.file_size",
+            "etcd3",
+            "postgresql.data_dir",
+        ];
+        assert_eq!(fixed(&old, &new), named);
         let applied = with_fixed_of(&old, new);
         assert_eq!(fixed(&old, &applied), [""; 0]);
         assert_eq!(applied.name, old.name);
+        assert_eq!(applied.log.level, LogLevel::Debug);
+        assert!(applied.ctl.insecure);
         assert_eq!(Value::Object(applied.tags), json!({"zone": "x"}));
         assert_eq!(
             Value::Object(applied.postgresql.parameters),

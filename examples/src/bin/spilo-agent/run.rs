@@ -1,12 +1,11 @@
 //! A node, from its configuration to its end.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use spilo_api::{Api, HttpPeers, ServerTls, serve};
+use spilo_api::{Api, HttpPeers, serve};
 use spilo_core::agent::{Agent, AgentHandle, Backends};
 use spilo_core::local::{Local, Parsed};
 use spilo_core::machine::{Exit, Identity, Order};
@@ -18,17 +17,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::load::Env;
+use crate::doors::Doors;
+use crate::load::Source;
 use crate::logging::LevelHandle;
 use crate::notify::Notifier;
 use crate::{reload, wiring};
-
-/// Where the configuration came from, to read it again.
-#[derive(Debug)]
-pub(crate) struct Source {
-    pub(crate) config: Option<PathBuf>,
-    pub(crate) env: Env,
-}
 
 /// Runs the node until it is told to stop or cannot go on.
 pub(crate) fn run(parsed: Parsed, source: Source, level: LevelHandle) -> Result<Exit> {
@@ -52,8 +45,7 @@ pub(crate) struct Running {
     pub(crate) level: LevelHandle,
     pub(crate) handle: AgentHandle,
     pub(crate) server: Arc<LocalServer>,
-    pub(crate) api: Api,
-    pub(crate) tls: Option<ServerTls>,
+    pub(crate) doors: Doors,
     pub(crate) notifier: Notifier,
 }
 
@@ -66,13 +58,13 @@ async fn node(local: Local, source: Source, level: LevelHandle) -> Result<Exit> 
     let tls = wiring::server_tls(&local)?;
     let etcd3 = local.etcd3.as_ref().context("etcd3: is missing")?;
     let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(wiring::etcd(&local, etcd3))?);
-    let peers: Arc<dyn Peers> = Arc::new(HttpPeers::new(wiring::peers(&local))?);
+    let peers = Arc::new(HttpPeers::new(wiring::peers(&local))?);
+    let (postgres, api) = (wiring::postgres(&local)?, wiring::api(&local)?);
     alone(&identity, dcs.as_ref(), peers.as_ref()).await?;
 
     let clock: Arc<dyn Clock> = Arc::new(BootClock);
-    let postgres = wiring::postgres(&local)?;
-    let (keeper, server) =
-        GuardKeeper::start(wiring::guard(&local), postgres, clock.clone()).await?;
+    let guard = wiring::guard(&postgres);
+    let (keeper, server) = GuardKeeper::start(guard, postgres, clock.clone()).await?;
     tracing::info!(
         pid = keeper.client().pid(),
         adopted = keeper.client().is_adopted(),
@@ -82,11 +74,11 @@ async fn node(local: Local, source: Source, level: LevelHandle) -> Result<Exit> 
         dcs,
         postgres: Arc::clone(&server) as _,
         guard: Arc::clone(&keeper) as _,
-        peers,
+        peers: Arc::clone(&peers) as _,
         clock,
     };
     let (agent, handle) = Agent::new(identity, backends);
-    let api = Api::new(Arc::new(handle.clone()), wiring::api(&local)?)?;
+    let api = Api::new(Arc::new(handle.clone()), api)?;
 
     let (stop, stopped) = watch::channel(false);
     let mut serving = JoinSet::new();
@@ -109,8 +101,7 @@ async fn node(local: Local, source: Source, level: LevelHandle) -> Result<Exit> 
         level,
         handle,
         server,
-        api,
-        tls,
+        doors: Doors { api, tls, peers },
         notifier,
     };
     let exit = attend(agent.run(), &mut running, &mut signals, &mut serving).await;

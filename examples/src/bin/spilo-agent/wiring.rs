@@ -9,13 +9,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use spilo_api::{Access, ApiOptions, PeerOptions, ServerTls, ServerTlsOptions};
+use spilo_api::{Access, ApiOptions, HttpPeers, PeerOptions, ServerTls, ServerTlsOptions};
 use spilo_core::DynamicConfig;
 use spilo_core::local::{Credentials, Etcd3, Listen, Local, Role, ServerTokens, VerifyClient};
 use spilo_core::machine::Identity;
-use spilo_dcs::EtcdOptions;
 use spilo_dcs::etcd::EtcdTls;
+use spilo_dcs::{Etcd, EtcdOptions};
 use spilo_pg::{GuardOptions, LocalOptions};
+
+/// Makes everything that a start makes out of the settings and changes nothing; returns what
+/// cannot be made, a line each.
+pub(crate) fn check(local: &Local) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut note = |made: Result<()>| faults.extend(made.err().map(|why| format!("{why:#}")));
+    note(identity(local).map(drop));
+    note(postgres(local).map(drop));
+    note(api(local).and_then(|options| options.check().context("restapi")));
+    // Members are shown the server's certificate where there is no other, and it is one fault.
+    note(server_tls(local).and_then(|_| asking(peers(local)).context("ctl, restapi")));
+    if let Some(etcd3) = &local.etcd3 {
+        let store = Etcd::new(etcd(local, etcd3)).map(drop).context("etcd3");
+        // By itself it looks at its certificate when it connects, and then tries for ever. Of the
+        // authorities it skips what it cannot read, which is not for this check to refuse.
+        let mut alike = PeerOptions::default();
+        alike.insecure = true;
+        alike.certificate.clone_from(&etcd3.tls.certificate);
+        alike.key.clone_from(&etcd3.tls.key);
+        note(store.and_then(|()| asking(alike).context("etcd3")));
+    }
+    faults
+}
+
+fn asking(options: PeerOptions) -> Result<()> {
+    Ok(HttpPeers::new(options).map(drop)?)
+}
 
 /// Returns who this node is.
 pub(crate) fn identity(local: &Local) -> Result<Identity> {
@@ -104,11 +131,9 @@ pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
     Ok(options)
 }
 
-/// Returns where the guard lives: beside the data, so that one server cannot get two.
-pub(crate) fn guard(local: &Local) -> GuardOptions {
-    let mut name = local.postgresql.data_dir.clone().into_os_string();
-    name.push(".guard");
-    let mut options = GuardOptions::new(name);
+/// Returns the options of the guard of that server.
+pub(crate) fn guard(postgres: &LocalOptions) -> GuardOptions {
+    let mut options = GuardOptions::new(postgres.guard_dir());
     options.program = beside_this_program("spilo-guard");
     options
 }
@@ -230,6 +255,20 @@ pub(crate) fn server_user(data_dir: &Path) -> Result<Option<(u32, u32)>> {
         ),
         Err(error) => Err(error).context("cannot look up the user postgres"),
     }
+}
+
+/// Returns what is wrong with being root, if this process is.
+pub(crate) fn as_root(local: &Local) -> Result<Option<String>> {
+    let Some((uid, _)) = server_user(&local.postgresql.data_dir)? else {
+        return Ok(None);
+    };
+    let user = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    let user = user.map_or_else(|| uid.to_string(), |user| user.name);
+    // Whoever owns a directory may put links into it.
+    Ok(Some(format!(
+        "runs as root and writes files into directories that belong to {user}, whom PostgreSQL runs \
+         as: start the agent as {user} instead (in its systemd unit: User={user})"
+    )))
 }
 
 fn role(role: &Role) -> spilo_pg::Credentials {

@@ -178,6 +178,21 @@ fn safety() -> Vec<Row> {
             node().op(PgOp::Checkpoint).with(|f| f.shutdown = true),
         ),
         wait(Rule::Operating, node().op(PgOp::Stop)),
+        // An operation keeps nobody at a server that answers no one.
+        (
+            Rule::FenceBlind,
+            Action::CancelAndFence,
+            blind().op(PgOp::Checkpoint),
+        ),
+        (
+            Rule::FenceHung,
+            Action::CancelAndFence,
+            hung()
+                .holder()
+                .op(PgOp::HandOver { candidate: None })
+                .with(|f| f.server_since = NodeTime(90_000)),
+        ),
+        wait(Rule::Operating, hung().holder().op(PgOp::Checkpoint)),
         (Rule::FenceBlind, Action::Fence, blind()),
         (
             Rule::ReleaseBlind,
@@ -450,6 +465,16 @@ fn holding() -> Vec<Row> {
                 .holder()
                 .member("b", |_| {})
                 .failed(PgOpKind::Start, 3, 5000),
+        ),
+        // Its record would take the place of that of a holder whom nobody has seen.
+        wait(
+            Rule::ReleaseUnstartable,
+            node()
+                .down(false, ControlState::InProduction)
+                .holder()
+                .member("b", |_| {})
+                .failed(PgOpKind::Start, 3, 5000)
+                .with(|f| f.holding.as_mut().expect("it holds").clear = Some(NodeTime(105_000))),
         ),
         run(
             Rule::StartHolder,

@@ -195,3 +195,159 @@ fn a_holding_that_nobody_saw_is_found_after_the_lock_was_taken_and_waited_out() 
     trace.write_all();
     assert!(trace.until().is_some(), "{}", trace.rule());
 }
+
+impl Trace {
+    /// Answers what it reads: how long the lease of `b` lasts, whether it has ended, and `raw`.
+    fn answer_reads(&mut self, left: Option<Duration>, ended: bool, raw: &RawSnapshot) {
+        while let Some((ticket, request)) = self.read.take() {
+            let answer = match request {
+                ReadRequest::LeaseEnded(_) => ReadAnswer::LeaseEnded(ended),
+                ReadRequest::LeaseLeft(_) => ReadAnswer::LeaseLeft(left),
+                ReadRequest::Snapshot => ReadAnswer::Snapshot(Box::new(raw.clone())),
+            };
+            self.step(1, Event::Read(ticket, Ok(answer)));
+        }
+    }
+
+    /// Lets time pass with `raw` in the store.
+    fn pass_with(&mut self, millis: u64, left: Option<Duration>, ended: bool, raw: &RawSnapshot) {
+        for _ in 0..millis / 50 {
+            self.step(50, Event::Tick);
+            self.answer_reads(left, ended, raw);
+        }
+    }
+
+    fn proof(&self) -> Option<crate::machine::lease::Proof> {
+        self.machine.facts().predecessor.as_ref()?.proof
+    }
+}
+
+#[test]
+fn what_was_heard_of_a_lease_long_ago_proves_nothing_when_it_ends_early() {
+    for healthy_for in [0, 9_000, 60_000] {
+        let mut trace = trace();
+        // Not streaming yet, it asks how long the lease lasts; then it streams, and does not ask.
+        trace.snapshot(led_by("b", 20));
+        trace.pass_with(2000, Some(Duration::from_secs(1)), false, &led_by("b", 20));
+        let heard = |trace: &Trace| trace.machine.facts().predecessor.as_ref().unwrap().left;
+        assert!(heard(&trace).is_some());
+        let (asked, _) = heard(&trace).unwrap();
+        let mut streams = standby();
+        if let Server::Running(running) = &mut streams.server
+            && let Role::Standby { streaming, .. } = &mut running.role
+        {
+            *streaming = true;
+        }
+        trace.look(streams);
+        trace.pass(healthy_for);
+        // An old leader of the store revokes a lease that was renewed all the time.
+        let gone = free(25, Some(taken("b", 20)));
+        trace.snapshot(gone.clone());
+        trace.pass_with(2000, None, true, &gone);
+        assert_eq!(heard(&trace).unwrap().0, asked);
+        assert_eq!(trace.proof().is_some(), healthy_for == 0, "{healthy_for}");
+    }
+}
+
+#[test]
+fn a_rest_that_was_heard_long_before_the_end_says_nothing_of_renewals_in_between() {
+    let mut trace = trace();
+    let left = Duration::from_secs(9);
+    trace.snapshot(led_by("b", 20));
+    trace.pass_with(800, Some(left), false, &led_by("b", 20));
+    trace.pass_with(9000, None, false, &led_by("b", 20));
+    let gone = free(25, Some(taken("b", 20)));
+    trace.snapshot(gone.clone());
+    trace.pass_with(500, None, true, &gone);
+    assert_eq!(trace.proof(), None);
+}
+
+#[test]
+fn a_holder_that_took_its_own_lock_over_for_less_may_write_by_the_longer_lease() {
+    let long = |epoch| {
+        let record = format!(r#"{{"epoch":{epoch},"name":"b","ttl_ms":30000,"taken":true}}"#);
+        Bytes::from(record)
+    };
+    let mut raw = led_by("b", 20);
+    raw.documents.insert(Key::Release, entry(long(20), 21));
+    // The ttl was lowered to 10 s. The key is a new one, and its holder died before it knew.
+    let mut next = led_by("b", 25);
+    next.documents.insert(Key::Release, entry(long(20), 21));
+    for told in [true, false] {
+        let mut trace = trace();
+        if told {
+            trace.snapshot(raw.clone());
+        }
+        trace.snapshot(next.clone());
+        let seen = trace.now;
+        trace.pass_with(9000, Some(Duration::from_secs(1)), false, &next);
+        let mut gone = free(40, None);
+        gone.documents.insert(Key::Release, entry(long(20), 21));
+        trace.snapshot(gone.clone());
+        // The lease of ten seconds has ended of age; that of thirty has not.
+        while trace.now.since(seen) < Duration::from_millis(29_500) {
+            trace.step(50, Event::Tick);
+            trace.answer_reads(None, true, &gone);
+            if let Some(ticket) = trace.peers.remove(&name("b")) {
+                trace.step(1, Event::PeerAnswered(ticket, name("b"), None));
+            }
+            assert_eq!((trace.lease.clone(), trace.proof()), (None, None));
+        }
+    }
+}
+
+#[test]
+fn a_promotion_that_was_ordered_counts_as_a_writer_while_its_server_lives() {
+    let mut trace = trace();
+    trace.acquire();
+    let order = trace.commands.iter().find_map(|command| match command {
+        Command::StartOp(id, crate::pg::PgOp::Promote) => Some(*id),
+        _ => None,
+    });
+    let late = Failure::new(crate::pg::PgErrorKind::Retry, "not done in time");
+    trace.step(1, Event::OpEnded(order.expect("it promotes"), Err(late)));
+    trace.commands.clear();
+    // The key is deleted: the order stands, and the server may be a primary at any moment.
+    trace.snapshot(free(35, None));
+    trace.look(standby());
+    assert!(!trace.machine.status().cannot_write());
+    while trace.guard.is_some() {
+        trace.answer_guard(GuardStatus::idle());
+    }
+    trace.pass(12_000);
+    let disarms = |c: &Command| matches!(c, Command::Guard(_, GuardRequest::Disarm));
+    assert!(!trace.commands.iter().any(disarms));
+    assert!(trace.commands.contains(&Command::Fence), "{}", trace.rule());
+}
+
+#[test]
+fn a_member_of_another_cluster_at_a_reused_address_is_neither_heard_nor_promised_anything() {
+    let mut trace = asked_after_it_vanished();
+    let stranger = PeerStatus {
+        scope: Some("another".to_owned()),
+        primary: true,
+        ..peer()
+    };
+    trace.answer_peer("b", Some(stranger));
+    let heard = &trace.machine.facts().peers[&name("b")].value;
+    assert_eq!((heard, trace.proof()), (&None, None));
+
+    let ask = |scope: Option<&str>| ConsentRequest {
+        scope: scope.map(str::to_owned),
+        name: name("b"),
+        conn_url: String::new(),
+        api_url: String::new(),
+        slots: BTreeMap::new(),
+    };
+    for (scope, accepted) in [(Some("another"), false), (Some("demo"), true), (None, true)] {
+        let mut trace = trace.clone();
+        let step = trace.step(1, Event::ConsentAsked(Ticket(7), ask(scope)));
+        let answer = step.commands.iter().find_map(|command| match command {
+            Command::AnswerConsent(_, answer) => Some(*answer),
+            _ => None,
+        });
+        let yes = matches!(answer, Some(ConsentAnswer::Accepted(_)));
+        assert_eq!(yes, accepted, "{scope:?}");
+        assert_eq!(trace.machine.facts().promise.is_some(), accepted);
+    }
+}

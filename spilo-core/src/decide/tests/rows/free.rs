@@ -37,10 +37,58 @@ pub(super) fn following() -> Vec<Row> {
         })
     };
     let rewind = PgOp::Rewind { from: upstream_b() };
+    let half = || node().pg(DataDir::Unfinished(PgOpKind::Rewind), Server::Down);
+    let hopeless = |node: Node| {
+        node.failed(PgOpKind::Rewind, 1, 20_000).with(|f| {
+            f.failures.get_mut(&PgOpKind::Rewind).unwrap().kind = PgErrorKind::CannotRewind;
+        })
+    };
+    let keep = |remove: bool| {
+        move |f: &mut Facts| {
+            f.config = Arc::new(config(json!({"postgresql": {
+                "remove_data_directory_on_rewind_failure": remove
+            }})));
+        }
+    };
     vec![
-        run(Rule::Rewind, rewind, crashed().history_of_b(other_branch())),
-        run(Rule::Reclone, reclone, crashed().history_of_b(same.clone())),
+        run(
+            Rule::Rewind,
+            rewind.clone(),
+            crashed().history_of_b(other_branch()),
+        ),
+        run(
+            Rule::Reclone,
+            reclone.clone(),
+            crashed().history_of_b(same.clone()),
+        ),
         wait(Rule::Stuck, careful(crashed()).history_of_b(other_branch())),
+        run(
+            Rule::Rewind,
+            rewind.clone(),
+            half().led_by_b().with(keep(false)),
+        ),
+        wait(Rule::AwaitSource, half().leader("b", 20)),
+        wait(
+            Rule::AwaitSource,
+            half().led_by_b().failed(PgOpKind::Rewind, 1, 500),
+        ),
+        run(
+            Rule::Rewind,
+            rewind,
+            half().led_by_b().failed(PgOpKind::Rewind, 2, 5000),
+        ),
+        run(
+            Rule::Reclone,
+            reclone.clone(),
+            hopeless(half().led_by_b()).with(keep(true)),
+        ),
+        wait(Rule::Stuck, hopeless(half().led_by_b()).with(keep(false))),
+        run(
+            Rule::Reclone,
+            reclone,
+            half().led_by_b().failed(PgOpKind::Rewind, 3, 5000),
+        ),
+        wait(Rule::Stuck, careful(half().led_by_b())),
         run(
             Rule::StopDiverged,
             PgOp::Stop,
@@ -56,7 +104,7 @@ pub(super) fn following() -> Vec<Row> {
         ),
         run(
             Rule::StartStandby,
-            start,
+            start.clone(),
             stopped().history_of_b(same.clone()),
         ),
         run(
@@ -69,6 +117,33 @@ pub(super) fn following() -> Vec<Row> {
             stopped()
                 .history_of_b(same.clone())
                 .failed(PgOpKind::Start, 1, 500),
+        ),
+        // Whatever is allowed: that it does not start is no evidence against its data.
+        wait(
+            Rule::Stuck,
+            stopped()
+                .history_of_b(same.clone())
+                .failed(PgOpKind::Start, 5, 4999),
+        ),
+        run(
+            Rule::StartStandby,
+            start.clone(),
+            stopped()
+                .history_of_b(same.clone())
+                .failed(PgOpKind::Start, 5, 5000),
+        ),
+        wait(
+            Rule::Stuck,
+            stopped()
+                .history_of_b(same.clone())
+                .failed(PgOpKind::Start, 500, 9999),
+        ),
+        run(
+            Rule::StartStandby,
+            start,
+            stopped()
+                .history_of_b(same.clone())
+                .failed(PgOpKind::Start, 500, 10_000),
         ),
         run(Rule::Follow, to_b, node().led_by_b().history_of_b(same)),
         wait(Rule::Following, follow(true)),
@@ -103,6 +178,15 @@ pub(super) fn race() -> Vec<Row> {
             Rule::JustStarted,
             node().with(|f| f.started = NodeTime(95_000)),
         ),
+        // A promise is as long as the lease of the one that it was given to.
+        wait(
+            Rule::JustStarted,
+            node().with(|f| {
+                f.started = NodeTime(85_000);
+                let before = f.predecessor.as_mut().expect("there was a holder");
+                before.ttl = Some(Duration::from_secs(30));
+            }),
+        ),
         wait(Rule::PredecessorMayWrite, node().with(unproven)),
         (
             Rule::TakeBack,
@@ -124,6 +208,13 @@ pub(super) fn race() -> Vec<Row> {
         wait(
             Rule::NotInFailsafe,
             node().with(|f| f.failsafe = Some(others(&["b"]))),
+        ),
+        // Turning the mode off does not reach a primary that lives by the list.
+        wait(
+            Rule::NotInFailsafe,
+            node()
+                .cluster(|c| c.failsafe = Some(others(&["b"])))
+                .with(|f| Arc::make_mut(&mut f.config).failsafe_mode = false),
         ),
         wait(
             Rule::TooFarBehind,
@@ -148,6 +239,9 @@ pub(super) fn race() -> Vec<Row> {
         ),
         wait(Rule::PeerIsPrimary, node().peer(primary(peer_at(1000)))),
         wait(Rule::PeerAhead, node().peer(Some(peer_at(1001)))),
+        // One that is ahead and may not take the lock is waited for, but not for ever.
+        wait(Rule::PeerAhead, ahead_and_unlisted(95_000)),
+        (Rule::Acquire, acquire.clone(), ahead_and_unlisted(89_000)),
         wait(
             Rule::AwaitCandidate,
             node()
@@ -162,4 +256,15 @@ pub(super) fn race() -> Vec<Row> {
         ),
         (Rule::Acquire, acquire, node().peer(None)),
     ]
+}
+
+/// `b` is ahead, and not in the list of the failsafe mode; the lock is free since `gone`.
+fn ahead_and_unlisted(gone: u64) -> Node {
+    node()
+        .peer(Some(peer_at(1001)))
+        .cluster(|c| c.failsafe = Some(others(&["a"])))
+        .with(|f| {
+            let before = f.predecessor.as_mut().expect("there was a holder");
+            before.gone = Some(NodeTime(gone));
+        })
 }

@@ -1,0 +1,167 @@
+//! What was tried on a data directory, and what follows for the one that takes its place.
+
+use super::*;
+use crate::decide::Rule;
+use crate::ids::OpId;
+use crate::pg::{PgErrorKind, PgOp, StartRole, Upstream};
+
+#[test]
+fn a_copy_that_was_just_made_is_started_and_not_made_again() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    for times in 1..=5 {
+        assert_eq!(trace.run_next(&stopped(), Err(PgErrorKind::Retry)), start());
+        let rule = if times < 5 {
+            Rule::StartFailed
+        } else {
+            Rule::Stuck
+        };
+        trace.settle(&stopped());
+        assert_eq!(trace.rule(), rule, "after {times} starts");
+    }
+    // Somebody follows the advice, and moves the data away.
+    let copy = PgOp::Clone {
+        from: b(),
+        replace: None,
+    };
+    let moved_away = down(DataDir::Empty);
+    assert_eq!(trace.run_next(&moved_away, Ok(())), copy);
+    let copied = trace.now;
+    assert_eq!(trace.run_next(&stopped(), Err(PgErrorKind::Retry)), start());
+    assert!(trace.now.since(copied) < Duration::from_secs(1));
+    trace.settle(&stopped());
+    assert_eq!(trace.rule(), Rule::StartFailed);
+}
+
+#[test]
+fn what_a_rewind_mended_is_started_at_once() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    for _ in 0..5 {
+        assert_eq!(trace.run_next(&stopped(), Err(PgErrorKind::Retry)), start());
+    }
+    let rewind = PgOp::Rewind { from: b() };
+    let half = down(DataDir::Unfinished(crate::pg::PgOpKind::Rewind));
+    assert_eq!(trace.run_next(&half, Err(PgErrorKind::Retry)), rewind);
+    assert_eq!(trace.run_next(&half, Ok(())), rewind);
+    let mended = trace.now;
+    assert_eq!(trace.run_next(&stopped(), Ok(())), start());
+    assert!(trace.now.since(mended) < Duration::from_secs(1));
+}
+
+#[test]
+fn no_start_that_fails_throws_data_away_however_often() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    let begun = trace.now;
+    for _ in 0..100 {
+        assert_eq!(trace.run_next(&stopped(), Err(PgErrorKind::Retry)), start());
+    }
+    // Ten seconds is the greatest pause, after ten that grow.
+    let spent = trace.now.since(begun);
+    assert!(spent >= Duration::from_secs(900), "{spent:?}");
+    assert!(spent <= Duration::from_secs(1000), "{spent:?}");
+}
+
+#[test]
+fn a_configuration_of_extremes_panics_nowhere() {
+    for extreme in ["9000000000000000000", "18446744073709551615", "1e300", "-1"] {
+        let mut trace = trace();
+        let mut raw = led_by("b", 20);
+        let config = [
+            "ttl",
+            "loop_wait",
+            "retry_timeout",
+            "primary_start_timeout",
+            "member_slots_ttl",
+            "maximum_lag_on_failover",
+            "max_timelines_history",
+        ]
+        .map(|name| format!("{name:?}:{extreme}"))
+        .join(",");
+        let config = format!(r#"{{{config},"failsafe_mode":true}}"#);
+        raw.documents.insert(Key::Config, entry(config, 2));
+        trace.snapshot(raw);
+        // A promise of a day, which would keep it from all that follows.
+        trace.clone().ask_consent();
+        trace.pass(500);
+        trace.machine.status();
+        while let Some((who, ticket)) = trace.peers.pop_first() {
+            trace.step(1, Event::PeerAnswered(ticket, who, None));
+        }
+        // Nobody races for a ttl after its start.
+        trace.step(2 * 86_400_000, Event::Tick);
+        trace.acquire();
+        trace.look(primary());
+        trace.pass(500);
+        assert!(trace.machine.facts().holding.is_some(), "{extreme}");
+    }
+}
+
+impl Trace {
+    /// Answers what is asked about the server until an operation starts, and ends that.
+    fn run_next(&mut self, status: &PgStatus, result: Result<(), PgErrorKind>) -> PgOp {
+        let (id, op) = self.next_op(status);
+        let result = result.map_err(|kind| Failure::new(kind, "it broke"));
+        self.step(1, Event::OpEnded(id, result));
+        op
+    }
+
+    fn next_op(&mut self, status: &PgStatus) -> (OpId, PgOp) {
+        for _ in 0..400 {
+            self.observe_again(status);
+            for command in std::mem::take(&mut self.commands) {
+                if let Command::ReadHistory(ticket, Some(_)) = command {
+                    let answer = Ok((ID, History::root(Timeline(1))));
+                    self.step(1, Event::HistoryRead(ticket, answer));
+                }
+            }
+            if let Some(running) = &self.machine.facts().op {
+                return (running.id, running.op.clone());
+            }
+        }
+        panic!("no operation was started: {:?}", self.rule());
+    }
+
+    /// Answers looks at the server until one began after the last operation.
+    fn settle(&mut self, status: &PgStatus) {
+        while !self.machine.facts().pg_is_current() {
+            self.observe_again(status);
+        }
+    }
+
+    fn observe_again(&mut self, status: &PgStatus) {
+        self.step(50, Event::Tick);
+        if let Some(ticket) = self.observe.take() {
+            self.step(1, Event::Observed(ticket, Ok(status.clone())));
+        }
+    }
+}
+
+fn down(data: DataDir) -> PgStatus {
+    PgStatus {
+        data,
+        server: Server::Down,
+        configured: Some(Revision(2)),
+    }
+}
+
+/// A level standby that was stopped.
+fn stopped() -> PgStatus {
+    down(standby().data)
+}
+
+fn start() -> PgOp {
+    PgOp::Start {
+        role: StartRole::Standby {
+            upstream: Some(b()),
+        },
+    }
+}
+
+fn b() -> Upstream {
+    Upstream {
+        name: name("b"),
+        conn_url: "postgres://10.0.0.2:5432/postgres".to_owned(),
+    }
+}
