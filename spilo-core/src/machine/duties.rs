@@ -281,7 +281,7 @@ impl Machine {
             Some(held) => facts.now.since(held.confirmed) >= renew_every(held.lease.ttl),
             None if self.is_urgent() => spent >= URGENT * 3,
             // The watch tells of changes; this is for a watch that has gone silent.
-            None => spent >= facts.config.loop_wait.min(facts.config.ttl / 2),
+            None => spent >= facts.config.loop_wait.min(facts.config.ttl * 3 / 5),
         };
         let detaching = match (&facts.detach, &facts.holding) {
             (Some(ordered), Some(held)) => held.confirmed < *ordered,
