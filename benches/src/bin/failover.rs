@@ -127,9 +127,7 @@ impl Column {
         if options.idle > 0 {
             let idle = self.start(false).await?;
             // Start-up is over when nothing has changed for a while.
-            tokio::time::sleep(Duration::from_secs(5)).await;
-            // What a young cluster has to write is written by then.
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            tokio::time::sleep(Duration::from_secs(15)).await;
             let measured = Idle::measure(&idle, Duration::from_secs(options.idle)).await?;
             eprintln!("{}: idle: {measured:?}", self.contender.label);
             self.idle = Some(measured);

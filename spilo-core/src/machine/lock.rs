@@ -153,7 +153,6 @@ impl Machine {
 }
 
 /// What an earlier holding of the node that holds the lock means for others.
-#[derive(Default)]
 struct Older {
     until: Option<NodeTime>,
     ttl: Option<Duration>,
@@ -185,9 +184,9 @@ impl Older {
 
 /// Returns the ttl that the record of the leader's own holding names.
 fn told_by(record: Option<&ReleaseDocument>, leader: &Leader) -> Option<Duration> {
-    record?
+    record
+        .filter(|record| record.epoch == leader.record.epoch)?
         .ttl
-        .filter(|_| record.is_some_and(|record| record.epoch == leader.record.epoch))
 }
 
 /// A cluster that nobody can have written in: there was no bootstrap, and no member has a log.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use spilo_core::conformance::dcs::Laboratory;
 use spilo_core::{Dcs, Scope};
 use spilo_dcs::{Etcd, EtcdOptions};
@@ -115,9 +116,11 @@ impl EtcdCluster {
             .status()
             .unwrap();
         assert!(sent.success());
-        // A thread that runs on another processor goes on for a moment, long enough for an answer.
-        while signal == "-STOP" && !is_stopped(id) {
-            std::thread::sleep(Duration::from_millis(1));
+        if signal == "-STOP" {
+            // A thread that runs on another processor goes on for a moment, long enough for an
+            // answer. The kernel tells the parent when all of them have stopped.
+            let id = i32::try_from(id).ok().and_then(Pid::from_raw).unwrap();
+            waitid(WaitId::Pid(id), WaitIdOptions::STOPPED).unwrap();
         }
     }
 
@@ -229,14 +232,4 @@ fn free_ports(count: usize) -> Vec<u16> {
     held.iter()
         .map(|listener| listener.local_addr().unwrap().port())
         .collect()
-}
-
-/// Whether every thread of a process has stopped.
-fn is_stopped(id: u32) -> bool {
-    let threads = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
-    threads.flatten().all(|thread| {
-        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
-        let state = stat.rsplit(')').next().unwrap_or_default();
-        state.trim_start().starts_with(['T', 't', 'Z', 'X'])
-    })
 }

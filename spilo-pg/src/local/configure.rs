@@ -213,37 +213,20 @@ pub(super) struct Changed {
 /// Returns how one of PostgreSQL's programs connects as this member to another server for
 /// replication.
 pub(super) fn replication_conninfo(options: &LocalOptions, endpoint: &Endpoint) -> String {
-    let keywords = replication_keywords(options, endpoint);
-    conninfo::for_program(
-        &keywords
-            .each_ref()
-            .map(|(key, value)| (*key, value.as_str())),
-    )
+    conninfo::for_program(&primary_conninfo(options, endpoint))
 }
 
 /// Returns the `primary_conninfo` of a standby: exactly what Patroni writes.
 fn primary_conninfo(options: &LocalOptions, endpoint: &Endpoint) -> String {
-    let keywords = replication_keywords(options, endpoint);
-    conninfo::write(
-        &keywords
-            .each_ref()
-            .map(|(key, value)| (*key, value.as_str())),
-    )
-}
-
-fn replication_keywords(
-    options: &LocalOptions,
-    endpoint: &Endpoint,
-) -> [(&'static str, String); 7] {
-    [
-        ("dbname", options.database.clone()),
-        ("user", options.replication.username.clone()),
-        ("passfile", options.passfile().display().to_string()),
-        ("host", endpoint.host.clone()),
-        ("port", endpoint.port.to_string()),
-        ("sslmode", "prefer".to_owned()),
-        ("application_name", options.name.to_string()),
-    ]
+    conninfo::write(&[
+        ("dbname", &options.database),
+        ("user", &options.replication.username),
+        ("passfile", &options.passfile().display().to_string()),
+        ("host", &endpoint.host),
+        ("port", &endpoint.port.to_string()),
+        ("sslmode", "prefer"),
+        ("application_name", options.name.as_str()),
+    ])
 }
 
 /// Returns the path of the configuration file that the server is started with.

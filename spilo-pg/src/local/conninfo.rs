@@ -53,8 +53,8 @@ impl Endpoint {
 ///
 /// The kernel's own two hours are what a clone would wait for a machine that lost its power. What
 /// the server's walreceiver connects by needs none of it: that has `wal_receiver_timeout`.
-pub(crate) fn for_program(keywords: &[(&str, &str)]) -> String {
-    write(&[keywords, KEEPALIVES].concat())
+pub(crate) fn for_program(keywords: &str) -> String {
+    format!("{keywords} {}", write(KEEPALIVES))
 }
 
 /// Writes keywords and values the way Patroni does: quoted only by backslashes.
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn a_program_notices_that_the_other_machine_is_gone() {
         assert_eq!(
-            for_program(&[("user", "u"), ("host", "h")]),
+            for_program("user=u host=h"),
             "user=u host=h keepalives_idle=10 keepalives_interval=5 keepalives_count=3 \
              tcp_user_timeout=30000"
         );

@@ -119,7 +119,7 @@ impl LocalPostgres {
         let endpoint =
             Endpoint::parse(&from.conn_url).map_err(|problem| refused(action, problem))?;
         let options = &self.options;
-        let source = conninfo::for_program(&[
+        let source = conninfo::for_program(&conninfo::write(&[
             ("dbname", &options.database),
             ("user", &options.rewinder().username),
             ("passfile", &options.passfile().display().to_string()),
@@ -127,7 +127,7 @@ impl LocalPostgres {
             ("port", &endpoint.port.to_string()),
             ("sslmode", "prefer"),
             ("target_session_attrs", "read-write"),
-        ]);
+        ]));
         let mut program = Program::new(options, "pg_rewind")
             .arg("-D")
             .arg(&options.data_dir)

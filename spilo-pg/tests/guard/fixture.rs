@@ -100,6 +100,17 @@ impl Node {
         self.dir.path().join("pg/data")
     }
 
+    /// Makes a new cluster and starts it as a standby of nobody.
+    pub(crate) async fn standby() -> Self {
+        let node = Self::new().await;
+        fs::write(node.data().join("standby.signal"), "").unwrap();
+        node.client()
+            .launch(node.launch(Role::Standby))
+            .await
+            .unwrap();
+        node
+    }
+
     pub(crate) fn launch(&self, role: Role) -> Launch {
         let log = self.dir.path().join("pg/log");
         let mut launch = Launch::new(program("postgres"), self.data(), log, role);

@@ -117,12 +117,7 @@ async fn server_that_is_not_the_guards_is_seen_and_not_launched_over() {
 
 #[tokio::test]
 async fn standby_is_disarmed_and_promoted_only_under_a_deadline() {
-    let node = Node::new().await;
-    fs::write(node.data().join("standby.signal"), "").unwrap();
-    node.client()
-        .launch(node.launch(Role::Standby))
-        .await
-        .unwrap();
+    let node = Node::standby().await;
     let sql = node.sql().await;
     node.client()
         .arm(deadline_in(1, secs(1.0), secs(1.0)))
@@ -159,12 +154,7 @@ async fn standby_is_disarmed_and_promoted_only_under_a_deadline() {
 
 #[tokio::test]
 async fn standby_that_was_told_to_become_a_primary_is_never_disarmed_while_it_lives() {
-    let node = Node::new().await;
-    fs::write(node.data().join("standby.signal"), "").unwrap();
-    node.client()
-        .launch(node.launch(Role::Standby))
-        .await
-        .unwrap();
+    let node = Node::standby().await;
     node.sql().await;
     node.client()
         .arm(deadline_in(1, secs(20.0), secs(20.0)))
