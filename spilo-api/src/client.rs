@@ -2,10 +2,9 @@
 
 mod answer;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,9 +25,9 @@ use crate::tls::{ClientTls, ClientTlsOptions, TlsError};
 
 /// Asks members over HTTP and HTTPS, Patroni's and spilo's alike.
 ///
-/// Each question is one attempt without redirects, on the connection that the last one left open
-/// or, where that is gone, on a new one. All of it, the name lookup included, is bounded by the
-/// timeout, and the answer by 256 KiB.
+/// Each question is one attempt on a connection of its own, as members close theirs after each
+/// answer, and without redirects. All of it, the name lookup included, is bounded by the timeout,
+/// and the answer by 256 KiB.
 pub struct HttpPeers {
     /// Shared with the questions under way, which end with what they began with.
     setup: RwLock<Arc<Setup>>,
@@ -92,7 +91,7 @@ impl HttpPeers {
     }
 
     /// Replaces the options for the questions that come from now on, and reads the files that they
-    /// name, also if their names are the old ones. Connections made before are not used again.
+    /// name, also if their names are the old ones.
     ///
     /// # Errors
     /// As [`new`](Self::new); the old options then stay.
@@ -116,12 +115,9 @@ impl HttpPeers {
     }
 }
 
-/// What one set of options comes to. Connections lie in it, so that none outlives the credentials
-/// and the certificate that it was made with.
+/// What one set of options comes to.
 struct Setup {
     timeout: Duration,
-    /// Connections that nobody uses at the moment, by where they lead to.
-    idle: Mutex<BTreeMap<String, Sender>>,
     authorization: Option<HeaderValue>,
     tls: ClientTls,
 }
@@ -146,7 +142,6 @@ impl Setup {
         };
         Ok(Self {
             timeout: options.timeout,
-            idle: Mutex::default(),
             authorization,
             tls,
         })
@@ -189,15 +184,6 @@ impl Setup {
         if let Some(value) = &self.authorization {
             headers.insert(header::AUTHORIZATION, value.clone());
         }
-        // Taken out while it is in use: a question that is given up takes its connection along.
-        let kept = self.idle().remove(&target.place);
-        if let Some(mut sender) = kept.filter(|sender| !sender.is_closed()) {
-            // The member may have closed it meanwhile. Every question may be asked twice.
-            if let Ok(answer) = receive(&mut sender, request.clone()).await {
-                self.keep(target.place, sender);
-                return answer.found();
-            }
-        }
         let io = self.connect(&target).await?;
         let (mut sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEAD_BYTES)
@@ -206,21 +192,7 @@ impl Setup {
             .map_err(|error| with_causes(&error))?;
         // It ends with its sender. What is wrong with it is told by the answer that does not come.
         tokio::spawn(async move { drop(connection.await) });
-        let answer = receive(&mut sender, request).await?;
-        self.keep(target.place, sender);
-        answer.found()
-    }
-
-    fn keep(&self, place: String, sender: Sender) {
-        let mut idle = self.idle();
-        idle.retain(|_, sender| !sender.is_closed());
-        if !sender.is_closed() {
-            idle.insert(place, sender);
-        }
-    }
-
-    fn idle(&self) -> MutexGuard<'_, BTreeMap<String, Sender>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        receive(&mut sender, request).await
     }
 
     async fn connect(&self, target: &Target) -> Result<Box<dyn Io>, String> {
@@ -291,8 +263,6 @@ struct Target {
     port: u16,
     authority: HeaderValue,
     path: Uri,
-    /// What a connection is for: scheme, host and port.
-    place: String,
 }
 
 impl Target {
@@ -308,9 +278,7 @@ impl Target {
             return Err("has a user in it, which is not supported".to_owned());
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let place = format!("{encrypted} {authority}");
         Ok(Self {
-            place,
             encrypted,
             host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority
@@ -324,25 +292,11 @@ impl Target {
     }
 }
 
-/// A whole answer, of any status.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-}
-
-impl Answer {
-    /// Returns the answer if it is one of 200.
-    fn found(self) -> Result<(HeaderMap, Bytes), String> {
-        match self.status {
-            StatusCode::OK => Ok((self.headers, self.body)),
-            status => Err(format!("answered {status}: {}", excerpt(&self.body))),
-        }
-    }
-}
-
-/// Sends the request and reads the answer, all of it.
-async fn receive(sender: &mut Sender, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+/// Sends the request and reads the answer, all of it, if it is one of 200.
+async fn receive(
+    sender: &mut http1::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
+) -> Result<(HeaderMap, Bytes), String> {
     sender.ready().await.map_err(|error| with_causes(&error))?;
     let response = sender
         .send_request(request)
@@ -354,11 +308,10 @@ async fn receive(sender: &mut Sender, request: Request<Full<Bytes>>) -> Result<A
         .await
         .map_err(|error| with_causes(&*error))?
         .to_bytes();
-    Ok(Answer {
-        status: head.status,
-        headers: head.headers,
-        body,
-    })
+    match head.status {
+        StatusCode::OK => Ok((head.headers, body)),
+        status => Err(format!("answered {status}: {}", excerpt(&body))),
+    }
 }
 
 /// Returns the beginning of an answer, for a message.
@@ -374,8 +327,6 @@ impl fmt::Debug for HttpPeers {
             .finish_non_exhaustive()
     }
 }
-
-type Sender = http1::SendRequest<Full<Bytes>>;
 
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 

@@ -2,7 +2,6 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::sockets::start;
@@ -196,66 +195,6 @@ async fn a_question_is_one_request_with_credentials() {
         ),
         "{asked}"
     );
-}
-
-/// A member that consents, tells which connection each question came on and what it was, and
-/// closes a connection after so many questions. It lives as long as its tasks.
-async fn consenting(
-    questions: usize,
-) -> (String, mpsc::UnboundedReceiver<(u32, String)>, JoinSet<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}/patroni", listener.local_addr().unwrap());
-    let (heard, told) = mpsc::unbounded_channel();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move {
-        for connection in 1.. {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            for _ in 0..questions {
-                let mut chunk = [0; 4096];
-                let read = stream.read(&mut chunk).await.unwrap_or(0);
-                if read == 0 {
-                    break;
-                }
-                let text = String::from_utf8_lossy(&chunk[..read]).into_owned();
-                heard.send((connection, text)).unwrap();
-                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nAccepted";
-                stream.write_all(answer).await.unwrap();
-            }
-        }
-    });
-    (url, told, tasks)
-}
-
-#[tokio::test]
-async fn questions_share_a_connection_until_the_member_closes_it() {
-    let (url, mut told, _tasks) = consenting(2).await;
-    let peers = peers(2000);
-    let mut connections = Vec::new();
-    for _ in 0..5 {
-        peers.ask_consent(&url, &consent()).await.unwrap();
-        connections.push(told.recv().await.unwrap().0);
-    }
-    assert_eq!(connections, [1, 1, 2, 2, 3]);
-}
-
-#[tokio::test]
-async fn rotated_passwords_are_shown_and_no_older_connection_is_used() {
-    let (url, mut told, _tasks) = consenting(usize::MAX).await;
-    let with = |password: &str| PeerOptions {
-        authentication: Some(credentials(password)),
-        ..PeerOptions::default()
-    };
-    let peers = HttpPeers::new(with("old")).unwrap();
-    let mut seen = Vec::new();
-    for question in 0..4 {
-        if question == 2 {
-            peers.reconfigure(with("new")).unwrap();
-        }
-        peers.ask_consent(&url, &consent()).await.unwrap();
-        let (connection, text) = told.recv().await.unwrap();
-        seen.push((connection, text.contains("dTpuZXc=")));
-    }
-    assert_eq!(seen, [(1, false), (1, false), (2, true), (2, true)]);
 }
 
 #[tokio::test]

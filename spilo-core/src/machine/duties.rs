@@ -362,7 +362,7 @@ impl Machine {
         let holder = self.view().is_holder();
         let suspicious = !holder && (self.suspects_leader() || free);
         let leader = self.view().leader_member().map(|m| m.name.clone());
-        let quiet = renew_every(self.facts.config.ttl);
+        let quiet = leader_asked_every(self.facts.config.ttl);
         let mut due: Vec<(MemberName, String)> = Vec::new();
         for (name, url) in &self.facts.electorate {
             let spent = self
@@ -480,6 +480,13 @@ impl Machine {
         });
         commands.push(Command::Guard(ticket, request));
     }
+}
+
+/// Returns how often a follower asks a leader that seems well. The lock of one that died ends
+/// three quarters of a ttl later at the earliest; the silence must show a while before that, and
+/// takes a second to be one.
+fn leader_asked_every(ttl: Duration) -> Duration {
+    renew_every(ttl).max((ttl / 2).saturating_sub(Duration::from_secs(1)))
 }
 
 /// Returns the ticket of a request, for tests of lanes.
