@@ -6,11 +6,15 @@
     reason = "a test that cannot go on may say so by panicking, and says what it measured"
 )]
 
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use spilo_benches::Cluster;
 use spilo_benches::writers::Writers;
+use spilo_benches::{Cluster, node::Node};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_three_agents_are_up_and_stock_patronictl_works_on_them() {
@@ -182,6 +186,80 @@ async fn real_detach_and_restart_leave_the_server_running_and_no_write_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_journal_of_a_failover_replays_and_is_explained() {
+    let cluster = Cluster::builder().nodes(2).ttl(3).start().await.unwrap();
+    let primary = cluster.wait_streaming(1, LIMIT).await.unwrap();
+    let other = |node: &&Node| node.name() != primary.name();
+    let standby = cluster.nodes().iter().find(other).unwrap();
+    let program = PathBuf::from(format!("/proc/{}/exe", standby.agent_pid().unwrap()));
+    let program = program.read_link().unwrap();
+    standby.signal_agent(Signal::SIGUSR1).unwrap();
+    until(|| async { standby.agent_pid().is_none() }).await;
+
+    let journal = standby.dir().join("journal");
+    let owner = std::fs::metadata(standby.data_dir()).unwrap();
+    let mut agent = Command::new(program)
+        .arg("--journal")
+        .arg(&journal)
+        .arg(standby.config_file())
+        .uid(owner.uid())
+        .gid(owner.gid())
+        .env("SPILO_HARNESS", standby.dir())
+        .env("HOME", standby.dir())
+        .stderr(std::fs::File::create(standby.dir().join("journaling.log")).unwrap())
+        .spawn()
+        .unwrap();
+    until(|| async { told(&journal, "  Following: ") }).await;
+    primary.kill_everything();
+    until(|| async { standby.takes_writes().await }).await;
+    until(|| async { told(&journal, "  Lead: ") }).await;
+    signal(agent.id().cast_signed(), Signal::SIGTERM);
+    let ended = tokio::task::spawn_blocking(move || agent.wait());
+    assert!(ended.await.unwrap().unwrap().success());
+
+    let said = explain(&journal, &[]);
+    println!("{said}");
+    for rule in ["Following", "Acquire", "Promote", "Lead", "Stopped"] {
+        assert!(
+            said.contains(&format!("  {rule}: ")),
+            "{rule} is not in\n{said}"
+        );
+    }
+    let followed = said.lines().find(|line| line.contains("  Following: "));
+    let at = followed.unwrap().split_whitespace().next().unwrap();
+    let facts = explain(&journal, &["--at", at]);
+    assert!(
+        facts.contains("\n  server        a streaming standby at "),
+        "{facts}"
+    );
+    assert!(explain(&journal, &["--all"]).contains("  < PostgreSQL is a primary at "));
+    let mode = std::fs::metadata(&journal).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Returns whether a journal that is being written tells of something yet.
+fn told(journal: &Path, what: &str) -> bool {
+    let output = Command::new(env!("CARGO_BIN_EXE_explain"))
+        .arg(journal)
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).contains(what)
+}
+
+/// Has a journal explained, which must replay.
+fn explain(journal: &Path, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_explain"))
+        .args(arguments)
+        .arg(journal)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let erred = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{erred}{said}");
+    said
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_f32_a_rewind_whose_source_dies_ends_in_a_healthy_replica() {
     let cluster = Cluster::builder().ttl(3).start().await.unwrap();
     let old = cluster.wait_streaming(2, LIMIT).await.unwrap();
@@ -253,7 +331,7 @@ async fn real_f40_an_agent_killed_while_it_clones_leaves_no_orphan() {
 }
 
 /// Counts the processes of pg_basebackup that work for a node.
-fn clones(dir: &std::path::Path) -> usize {
+fn clones(dir: &Path) -> usize {
     let dir = dir.to_string_lossy();
     let is_clone = |entry: std::fs::DirEntry| {
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();

@@ -11,7 +11,6 @@ mod handle;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -21,7 +20,8 @@ use crate::dcs::Dcs;
 use crate::decide::Rule;
 use crate::guard::Guard;
 use crate::ids::{OpId, Revision};
-use crate::machine::{Command, Event, Exit, Identity, Machine, Step, Ticket};
+use crate::journal::{Recorder, Taken};
+use crate::machine::{Command, Event, Exit, Identity, Limits, Machine, Step, Ticket};
 use crate::peer::{ConsentAnswer, ConsentRequest, Peers};
 use crate::pg::{PgOp, Postgres};
 use crate::status::Status;
@@ -57,6 +57,7 @@ pub struct Backends {
 /// ```
 pub struct Agent {
     machine: Machine,
+    journal: Option<Recorder>,
     backends: Backends,
     requests: mpsc::Receiver<Request>,
     status: watch::Sender<Arc<Status>>,
@@ -86,6 +87,7 @@ impl Agent {
         let handle = AgentHandle::new(sender.clone(), seen, backends.clone());
         let agent = Self {
             machine,
+            journal: None,
             backends,
             requests,
             status,
@@ -99,6 +101,17 @@ impl Agent {
             question: 0,
         };
         (agent, handle)
+    }
+
+    /// Keeps a journal: offers `sink` a line about each step, to be replayed and explained.
+    ///
+    /// The sink is called on the agent's own path and must not block; it says
+    /// [`Taken::Lost`] where it cannot keep a line at once. The lines hold **the secrets of
+    /// leases**. See [`journal`](crate::journal) for both.
+    #[must_use]
+    pub fn with_journal(mut self, sink: impl FnMut(&str) -> Taken + Send + 'static) -> Self {
+        self.journal = Some(Recorder::new(sink));
+        self
     }
 
     /// Runs until it was ordered to stop or to detach, or cannot go on.
@@ -119,7 +132,7 @@ impl Agent {
         ));
         let mut event = Event::Tick;
         loop {
-            let step = self.machine.step(self.backends.clock.now(), event);
+            let step = self.step(event);
             if let Some(exit) = self.carry_out(step) {
                 return exit;
             }
@@ -133,6 +146,14 @@ impl Agent {
                 Some(request) = self.requests.recv() => self.asked(request),
                 () = tokio::time::sleep(pause) => Event::Tick,
             };
+        }
+    }
+
+    fn step(&mut self, event: Event) -> Step {
+        let now = self.backends.clock.now();
+        match &mut self.journal {
+            Some(recorder) => recorder.step(&mut self.machine, now, event),
+            None => self.machine.step(now, event),
         }
     }
 
@@ -274,30 +295,6 @@ impl Agent {
         if let Some(asker) = self.questions.remove(&ticket) {
             // The asker may have hung up; the promise stands all the same.
             asker.send(answer).unwrap_or_default();
-        }
-    }
-}
-
-/// How long requests may take.
-#[derive(Clone, Copy, Debug)]
-struct Limits {
-    /// One of the lease: short enough that a second try fits before the deadline.
-    lease: Duration,
-    /// Any other to the store.
-    request: Duration,
-    /// A round of consent.
-    consent: Duration,
-}
-
-impl Limits {
-    fn of(facts: &crate::machine::Facts) -> Self {
-        let ttl = facts.config.ttl;
-        Self {
-            lease: (ttl / 4).max(Duration::from_millis(500)),
-            request: facts.config.retry_timeout.min(ttl / 2),
-            consent: (ttl / 8)
-                .max(Duration::from_millis(300))
-                .min(Duration::from_secs(2)),
         }
     }
 }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::DynamicConfig;
@@ -22,7 +23,7 @@ use crate::wal::{Lsn, Timeline};
 pub use record::{MemberRecord, NodeState, encode};
 
 /// Everything about the cluster at one revision of the store.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Cluster {
     /// The revision it is a picture of.
     pub revision: Revision,
@@ -51,7 +52,7 @@ pub struct Cluster {
 }
 
 /// The holder of the lock.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Leader {
     /// Its name; `None` if the key holds something that cannot be one, which still is a held lock.
     pub name: Option<MemberName>,
@@ -60,7 +61,7 @@ pub struct Leader {
 }
 
 /// The `initialize` key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Initialize {
     /// There is none: nobody has bootstrapped yet, or it was deleted.
     #[default]
@@ -74,7 +75,7 @@ pub enum Initialize {
 }
 
 /// A member, as it announced itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Member {
     /// Its name.
     pub name: MemberName,
@@ -100,15 +101,17 @@ pub struct Member {
     /// rewind against it would be wrong.
     pub checkpoint_pending: bool,
     /// Its tags.
+    #[serde(with = "crate::journal::form::object")]
     pub tags: Map<String, Value>,
     /// The record as stored, unknown fields included.
+    #[serde(with = "crate::journal::form::object")]
     pub raw: Map<String, Value>,
     /// When it was written.
     pub revision: Revision,
 }
 
 /// The role in a member record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum MemberRole {
     /// `primary`, or `master` of old.
     Primary,
@@ -125,7 +128,7 @@ pub enum MemberRole {
 }
 
 /// The `config` key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConfigDocument {
     /// The settings.
     pub config: Arc<DynamicConfig>,
@@ -134,7 +137,7 @@ pub struct ConfigDocument {
 }
 
 /// The `status` key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct StatusDocument {
     /// The leader's position.
     pub optime: Option<Lsn>,
@@ -143,11 +146,12 @@ pub struct StatusDocument {
     /// Slots that every node keeps although their member is gone.
     pub retain_slots: BTreeSet<String>,
     /// Fields that are not ours, kept when we write.
+    #[serde(with = "crate::journal::form::object")]
     pub other: Map<String, Value>,
 }
 
 /// The `failover` key, when it asks for something.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FailoverDocument {
     /// The leader to take the lock from; without it, a manual failover.
     pub leader: Option<String>,
@@ -160,7 +164,7 @@ pub struct FailoverDocument {
 }
 
 /// The `sync` key, when synchronous mode is active.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SyncDocument {
     /// The leader that keeps it.
     pub leader: String,
@@ -173,7 +177,7 @@ pub struct SyncDocument {
 }
 
 /// One entry of the `history` key: how a timeline ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HistoryEntry {
     /// The timeline that ended.
     pub timeline: Timeline,
@@ -191,7 +195,7 @@ pub struct HistoryEntry {
 ///
 /// A holder writes it before it takes writes, and again in the transaction that gives the lock up.
 /// So a candidate that missed a whole holding finds it here, although the leader key is gone.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ReleaseDocument {
     /// The holding that ended with it.
     pub epoch: Epoch,
@@ -210,7 +214,7 @@ pub struct ReleaseDocument {
 }
 
 /// A key that could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Malformed {
     /// Its path below the cluster's.
     pub path: String,

@@ -3,6 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 /// The settings of a cluster, typed where a decision depends on them.
@@ -10,7 +11,7 @@ use serde_json::{Map, Value, json};
 /// A key that is absent has Patroni's meaning, because the document may be a Patroni cluster's;
 /// the node that bootstraps a cluster writes spilo's own defaults into it explicitly
 /// ([`DynamicConfig::seed`]).
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DynamicConfig {
     /// How long the lock outlives its holder's last renewal. From three seconds to one day; the
@@ -46,6 +47,7 @@ pub struct DynamicConfig {
     /// Values that had to be changed to be usable, each with why.
     pub adjusted: Vec<String>,
     /// The whole document, unknown keys included.
+    #[serde(with = "crate::journal::form::object")]
     pub raw: Map<String, Value>,
 }
 

@@ -4,3 +4,5 @@
 //! makes one test of each property; a property fails by panicking with what it saw.
 
 pub mod dcs;
+pub mod postgres;
+mod waiting;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, MemberName, Revision};
 
@@ -155,7 +156,7 @@ impl Capabilities {
 }
 
 /// Everything about one cluster at one revision, as bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RawSnapshot {
     /// The revision of the store that this is a picture of.
     pub revision: Revision,
@@ -168,18 +169,20 @@ pub struct RawSnapshot {
 }
 
 /// A value and when it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Entry {
     /// The bytes as stored.
+    #[serde(with = "crate::journal::form::bytes")]
     pub value: Bytes,
     /// The revision at which they were last written.
     pub revision: Revision,
 }
 
 /// The leader key.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LeaderRecord {
     /// The value: a bare member name, if its writer kept to the contract.
+    #[serde(with = "crate::journal::form::bytes")]
     pub name: Bytes,
     /// The revision at which the key was written.
     pub epoch: Epoch,
@@ -188,7 +191,7 @@ pub struct LeaderRecord {
 }
 
 /// The lock, held.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lease {
     /// This holding.
     pub epoch: Epoch,
@@ -201,11 +204,11 @@ pub struct Lease {
 /// What a backend needs to know a lease again after a restart; opaque to everybody else.
 ///
 /// The guard keeps it for the next agent, hence text of one line.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LeaseSecret(pub String);
 
 /// The documents of a cluster, by their names in the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Key {
     /// `initialize`: absent, empty while somebody bootstraps, then the system identifier.
     Initialize,
@@ -258,7 +261,7 @@ impl Key {
 }
 
 /// What must hold for a write to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Expect {
     /// Nothing.
     Anything,
@@ -283,7 +286,7 @@ pub struct DcsError {
 }
 
 /// What the caller of a failed request may conclude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DcsErrorKind {
     /// Nothing was done; try again, here or later.
     Unavailable,

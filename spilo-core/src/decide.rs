@@ -13,6 +13,8 @@ mod safety;
 mod switchover;
 mod view;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dcs::Expect;
 use crate::machine::{Exit, LeaseRequest};
 use crate::pg::{PgOp, Upstream};
@@ -21,7 +23,7 @@ pub use rule::Rule;
 pub use view::View;
 
 /// What was decided, and why.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Decision {
     /// The rule that decided.
     pub rule: Rule,
@@ -32,7 +34,7 @@ pub struct Decision {
 }
 
 /// What to do.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Action {
     /// Nothing but what goes on regardless.
     Wait,

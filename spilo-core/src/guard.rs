@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::dcs::LeaseSecret;
 use crate::ids::Epoch;
@@ -41,7 +42,7 @@ pub trait Guard: Send + Sync + fmt::Debug {
 }
 
 /// Until when the server may take writes.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Deadline {
     /// The holding of the lock that permits the writes.
     pub epoch: Epoch,
@@ -54,7 +55,7 @@ pub struct Deadline {
 }
 
 /// What a guard says of itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct GuardStatus {
     /// The process id of the postmaster under it, if there is one.
@@ -86,7 +87,7 @@ pub struct GuardError {
 }
 
 /// What the caller of a failed request may conclude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum GuardErrorKind {
     /// There is no guard any more, and the server under it has been told to end.
     Gone,

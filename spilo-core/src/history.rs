@@ -1,19 +1,22 @@
 //! The line of timelines that a server's log has come along.
 
+use serde::{Deserialize, Serialize};
+
+use crate::mutant::{Mutant, planted};
 use crate::wal::{Lsn, Timeline, WalPosition};
 
 /// The history of one timeline: its ancestors, oldest first, with where each was left.
 ///
 /// This is what a `.history` file says. Positions on different timelines can only be compared
 /// through it: a greater timeline number is not a longer history.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct History {
     timeline: Timeline,
     ancestors: Vec<Ancestor>,
 }
 
 /// A timeline that was left for a later one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Ancestor {
     /// The timeline.
     pub timeline: Timeline,
@@ -114,6 +117,9 @@ impl History {
     /// Returns whether everything up to `position` on its timeline is part of this history, so
     /// that a server at `position` can go on along it without losing anything of its own.
     pub fn contains(&self, position: WalPosition) -> bool {
+        if planted(Mutant::TimelineByNumber) {
+            return position.timeline.0 <= self.timeline().0;
+        }
         match self.end_of(position.timeline) {
             Some(End::Open) => true,
             Some(End::At(end)) => position.lsn <= end,

@@ -16,7 +16,7 @@ pub struct Scope(String);
 pub struct MemberName(String);
 
 /// The identifier that `initdb` gave a database cluster and that all its copies share.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SystemId(pub u64);
 
 /// One holding of the lock, from one acquisition (or succession) to its end.
@@ -35,11 +35,13 @@ pub struct Epoch(pub u64);
 pub struct Revision(pub u64);
 
 /// The number of one long operation on PostgreSQL, given out by the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct OpId(pub u64);
 
 /// The name of a physical replication slot.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct SlotName(String);
 
 /// A name that cannot be one.

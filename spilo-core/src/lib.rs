@@ -21,10 +21,17 @@ pub mod decide;
 pub mod guard;
 pub mod history;
 pub mod ids;
+pub mod journal;
 pub mod local;
 pub mod machine;
+#[cfg(spilo_mutants)]
+pub mod mutant;
+#[cfg(not(spilo_mutants))]
+mod mutant;
 pub mod peer;
 pub mod pg;
+#[cfg(feature = "sim")]
+pub mod sim;
 pub mod status;
 pub mod store;
 pub mod time;

@@ -12,6 +12,7 @@ mod absorb;
 mod duties;
 pub mod facts;
 pub mod lease;
+mod limits;
 mod lock;
 mod report;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::config::DynamicConfig;
@@ -30,6 +32,7 @@ use crate::decide::{Action, Decision, View, decide};
 use crate::guard::{Deadline, GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{MemberName, OpId, Scope, SystemId};
+use crate::mutant::{Mutant, planted};
 use crate::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
 use crate::pg::{PgErrorKind, PgOp, PgStatus, Upstream};
 use crate::status::Status;
@@ -37,9 +40,10 @@ use crate::time::NodeTime;
 use crate::wal::Lsn;
 
 pub use facts::Facts;
+pub use limits::Limits;
 
 /// One node's mind.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Machine {
     identity: Arc<Identity>,
     facts: Facts,
@@ -47,7 +51,7 @@ pub struct Machine {
 }
 
 /// Who this node is; does not change while it runs, but for its tags.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Identity {
     /// The cluster.
     pub scope: Scope,
@@ -60,6 +64,7 @@ pub struct Identity {
     /// Where a pooler of it listens.
     pub proxy_url: Option<String>,
     /// Its tags, published as they are.
+    #[serde(with = "crate::journal::form::object")]
     pub tags: Map<String, Value>,
     /// What a new cluster starts with; `None` if this node must not start one.
     pub bootstrap: Option<Arc<DynamicConfig>>,
@@ -68,7 +73,7 @@ pub struct Identity {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// Time passed, and nothing else.
     Tick,
@@ -103,22 +108,24 @@ pub enum Event {
 }
 
 /// What somebody wants of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
     /// Hand over, stop the server and exit.
     Shutdown,
     /// Leave guard and server running and exit.
     Detach,
     /// Publish these tags from now on.
-    Tags(Map<String, Value>),
+    Tags(#[serde(with = "crate::journal::form::object")] Map<String, Value>),
 }
 
 /// The number of a request, to know its answer by. An answer to an older one is no news.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 pub struct Ticket(pub u64);
 
 /// Why something failed: what it means, and the text for people.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Failure<K> {
     /// What may be concluded.
     pub kind: K,
@@ -127,7 +134,7 @@ pub struct Failure<K> {
 }
 
 /// What to do. The driver carries out each at once and beside the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     /// Send a request on the lease lane.
     Lease(Ticket, LeaseRequest),
@@ -158,7 +165,7 @@ pub enum Command {
 }
 
 /// A request on the lease lane.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LeaseRequest {
     /// Take the lock.
     Acquire(Duration),
@@ -169,13 +176,13 @@ pub enum LeaseRequest {
     /// Renew it.
     Renew(Lease),
     /// Give it up, leaving this record.
-    Release(Lease, Bytes),
+    Release(Lease, #[serde(with = "crate::journal::form::bytes")] Bytes),
     /// Claim the right to bootstrap, under the lease.
     Claim(Lease),
 }
 
 /// What a request on the lease lane came to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LeaseAnswer {
     /// The lock is ours, with this lease.
     Held(Lease),
@@ -184,7 +191,7 @@ pub enum LeaseAnswer {
 }
 
 /// A request on the read lane.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ReadRequest {
     /// Everything about the cluster.
     Snapshot,
@@ -195,7 +202,7 @@ pub enum ReadRequest {
 }
 
 /// What a request on the read lane came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReadAnswer {
     /// Everything about the cluster.
     Snapshot(Box<RawSnapshot>),
@@ -206,16 +213,23 @@ pub enum ReadAnswer {
 }
 
 /// A request on the write lane.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WriteRequest {
     /// Write this node's member record.
-    Announce(Bytes, Duration),
+    Announce(
+        #[serde(with = "crate::journal::form::bytes")] Bytes,
+        Duration,
+    ),
     /// Write a document.
-    Put(Key, Bytes, Expect),
+    Put(
+        Key,
+        #[serde(with = "crate::journal::form::bytes")] Bytes,
+        Expect,
+    ),
 }
 
 /// A request to the guard. Each is answered with the guard's status after it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum GuardRequest {
     /// Set or move the deadline.
     Arm(Deadline),
@@ -226,7 +240,7 @@ pub enum GuardRequest {
 }
 
 /// Why the agent ends.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Exit {
     /// It was asked to, and the server is down.
     Stopped,
@@ -237,7 +251,7 @@ pub enum Exit {
 }
 
 /// What a step came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
     /// What was decided, and why.
     pub decision: Decision,
@@ -313,7 +327,11 @@ impl Machine {
                 commands.push(Command::StartOp(id, op.clone()));
             }
             Action::Cancel => {
-                if let Some(op) = self.facts.op.as_mut().filter(|op| !op.cancelled) {
+                let spared = |op: &facts::RunningOp| {
+                    op.cancelled
+                        || (planted(Mutant::PromotionNotCancelled) && op.op == PgOp::Promote)
+                };
+                if let Some(op) = self.facts.op.as_mut().filter(|op| !spared(op)) {
                     op.cancelled = true;
                     commands.push(Command::CancelOp(op.id));
                 }

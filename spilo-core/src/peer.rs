@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::MemberName;
 use crate::wal::{Lsn, Timeline};
@@ -34,7 +35,7 @@ pub trait Peers: Send + Sync + fmt::Debug {
 }
 
 /// What a member answered about itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PeerStatus {
     /// Its name, if it said so (`patroni.name`).
     pub name: Option<MemberName>,
@@ -59,7 +60,7 @@ pub struct PeerStatus {
 }
 
 /// A primary's question for consent.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ConsentRequest {
     /// The cluster that the question is about; Patroni's nodes do not say.
     pub scope: Option<String>,
@@ -74,7 +75,7 @@ pub struct ConsentRequest {
 }
 
 /// What a node answers to a [`ConsentRequest`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ConsentAnswer {
     /// It will not acquire, hold or promote for one ttl. Its position goes with the answer.
     Accepted(Option<Lsn>),

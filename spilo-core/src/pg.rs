@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 
 use crate::config::DynamicConfig;
 use crate::history::History;
@@ -57,7 +58,7 @@ pub trait Postgres: Send + Sync + fmt::Debug {
 }
 
 /// One operation on PostgreSQL. At most one runs at a time.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum PgOp {
     /// Makes a new database cluster and leaves its server running as a primary, with the roles
     /// created. The data directory must be empty, or hold an unfinished bootstrap or clone; the
@@ -123,7 +124,7 @@ pub enum PgOp {
 }
 
 /// The kinds of [`PgOp`], for the log and for markers in the data directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PgOpKind {
     /// [`PgOp::Bootstrap`].
     Bootstrap,
@@ -152,7 +153,7 @@ pub enum PgOpKind {
 }
 
 /// As what a server is started.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StartRole {
     /// As a primary, in place and on its timeline. The guard must be armed.
     Primary,
@@ -164,7 +165,7 @@ pub enum StartRole {
 }
 
 /// A server to stream from, copy or rewind to.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Upstream {
     /// Its member name.
     pub name: MemberName,
@@ -173,7 +174,7 @@ pub struct Upstream {
 }
 
 /// What an observation saw.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PgStatus {
     /// The data directory.
     pub data: DataDir,
@@ -184,7 +185,7 @@ pub struct PgStatus {
 }
 
 /// A data directory.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum DataDir {
     /// Missing or empty.
     Empty,
@@ -200,7 +201,7 @@ pub enum DataDir {
 }
 
 /// What `pg_controldata` says.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Control {
     /// The identifier of the database cluster.
     pub system_id: SystemId,
@@ -219,7 +220,7 @@ pub struct Control {
 }
 
 /// The state of a database cluster in its control file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ControlState {
     /// `starting up`.
     Starting,
@@ -238,7 +239,7 @@ pub enum ControlState {
 }
 
 /// A server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Server {
     /// No process of it is alive.
     Down,
@@ -259,7 +260,7 @@ pub enum Server {
 }
 
 /// A server that answers.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Running {
     /// What it is, with what only that kind of server has.
     pub role: Role,
@@ -280,7 +281,7 @@ pub struct Running {
 }
 
 /// What a running server is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Takes writes.
     Primary {
@@ -307,7 +308,7 @@ pub enum Role {
 }
 
 /// A connection that streams the log to a standby.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Walsender {
     /// The role it logged in as.
     pub user: String,
@@ -345,7 +346,7 @@ pub struct PgError {
 }
 
 /// What the caller of a failed operation may conclude.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PgErrorKind {
     /// Try again later; nothing is broken.
     Retry,

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use crate::dcs::{Entry, Expect, Key, LeaderRecord, Lease, LeaseSecret, RawSnapshot};
 use crate::ids::{Epoch, MemberName, Revision};
@@ -45,7 +46,7 @@ use crate::time::NodeTime;
 /// assert!(store.snapshot(NodeTime(19_000)).leader.is_none());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Store {
     revision: u64,
     /// The last revision with something in it that a watcher is woken for.
@@ -64,13 +65,13 @@ pub struct Store {
 pub struct Conflict(pub &'static str);
 
 /// A lease that has not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Running {
     ends: NodeTime,
     ttl: Duration,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Document {
     entry: Entry,
     lease_id: Option<u64>,
@@ -278,6 +279,15 @@ impl Store {
         leases
             .chain(self.members.values().map(|(_, ends)| *ends))
             .min()
+    }
+
+    /// Lets every lease last for its full time from `now`, as a store does that has elected a leader
+    /// which does not know when they were renewed.
+    pub fn begin_leases_anew(&mut self, now: NodeTime) {
+        self.expire(now);
+        for running in self.leases.values_mut() {
+            running.ends = now + running.ttl;
+        }
     }
 
     /// Deletes the leader key as somebody with a command line would: the lease lives on.

@@ -1,201 +1,189 @@
-//! One walk through a server's life on each version: bootstrap, clone, follow, hand over, promote,
-//! diverge, rewind, fence.
+//! The conformance suite on each version, and what only a real server has to show.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "support/node.rs"]
 mod node;
 
-use spilo_core::pg::{DataDir, PgErrorKind, PgOp, Postgres as _, Role, Server, StartRole};
-use spilo_core::wal::Timeline;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
-use node::{Node, Version, sandbox};
+use async_trait::async_trait;
+use serde_json::json;
+use spilo_core::conformance::postgres::{self as suite, Laboratory};
+use spilo_core::pg::{PgErrorKind, PgOp, Postgres, Role, StartRole, Upstream};
+use spilo_core::{DynamicConfig, Guard, NodeTime};
+use tempfile::TempDir;
 
-#[tokio::test]
-async fn a_life_on_postgresql_13() {
-    live("13").await;
+use node::{Node, Version, config, sandbox};
+
+macro_rules! on_each {
+    ($($module:ident = $version:literal,)*) => {
+        $(
+            mod $module {
+                spilo_core::postgres_conformance!(super::laboratory($version));
+
+                #[tokio::test]
+                async fn what_only_a_real_server_shows() {
+                    super::is_wired_and_records_what_diverges($version).await;
+                }
+            }
+        )*
+    };
 }
 
-#[tokio::test]
-async fn a_life_on_postgresql_15() {
-    live("15").await;
+on_each! {
+    postgresql_13 = "13",
+    postgresql_15 = "15",
+    postgresql_16 = "16",
+    postgresql_18 = "18",
 }
 
-#[tokio::test]
-async fn a_life_on_postgresql_16() {
-    live("16").await;
+async fn laboratory(version: &'static str) -> Option<Box<dyn Laboratory>> {
+    let version = Version::find(version)?;
+    let dir = Arc::new(sandbox());
+    Some(Box::new(Real { version, dir }))
 }
 
-#[tokio::test]
-async fn a_life_on_postgresql_18() {
-    live("18").await;
-}
-
-async fn live(version: &'static str) {
+async fn is_wired_and_records_what_diverges(version: &'static str) {
     let Some(version) = Version::find(version) else {
         return;
     };
     let dir = sandbox();
     let a = Node::new(&version, dir.path(), "pg-a").await;
     let b = Node::new(&version, dir.path(), "pg-b").await;
-    bootstraps_and_clones(&a, &b).await;
-    hands_over_to_a_level_standby(&a, &b).await;
-    rewinds_what_diverged(&a, &b).await;
-    fences(&b).await;
+    a.bootstrap(&["pg-b"]).await;
+    b.join(&a).await;
+    is_wired(&a, &b).await;
+    records_what_diverged(&a, &b).await;
+    for node in [&b, &a] {
+        node.postgres.fence().await.unwrap();
+        assert!(node.processes().is_empty());
+    }
     drop((a, b));
     dir.close().unwrap();
 }
 
-async fn bootstraps_and_clones(a: &Node, b: &Node) {
-    let empty = a.postgres.observe().await.unwrap();
-    assert_eq!((empty.data, empty.server), (DataDir::Empty, Server::Down));
-    a.bootstrap(&["pg-b"]).await;
-    let primary = a.running().await;
-    assert!(primary.is_primary() && primary.guarded, "{primary:?}");
-    assert_eq!(primary.timeline, Timeline(1));
-    let control = a.control().await;
-    assert!(
-        control.rewindable && !control.standby && !control.provisional,
-        "{control:?}"
-    );
+/// The names and addresses that the node was given are those that the server goes by.
+async fn is_wired(a: &Node, b: &Node) {
     assert_eq!(a.sql("SHOW cluster_name").await, "conformance");
-    a.sql("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 100)")
-        .await;
-
-    b.join(a).await;
-    let control = b.control().await;
-    assert!(control.standby, "{control:?}");
-    assert_eq!(control.system_id, a.control().await.system_id);
+    let control = a.control().await;
+    assert!(control.rewindable, "{control:?}");
     let standby = b.running().await;
     let Role::Standby { upstream, .. } = &standby.role else {
         panic!("{standby:?}")
     };
     assert_eq!(*upstream, Some(("127.0.0.1".to_owned(), a.port)));
-    assert_eq!(standby.timeline, Timeline(1));
-    let seen = a.until("its standby is seen", |status| {
-        status
-            .running()
-            .is_some_and(|r| r.walsenders.iter().any(|w| w.state == "streaming"))
-    });
-    let seen = seen.await.running().cloned().unwrap();
-    assert_eq!(seen.walsenders[0].application, "pg-b");
-    assert_eq!(seen.walsenders[0].user, "replicator");
-    assert_eq!(seen.slots.len(), 1, "{:?}", seen.slots);
-    assert_eq!(b.sql("SELECT count(*) FROM t").await, "100");
+    let primary = a.running().await;
+    let [walsender] = &primary.walsenders[..] else {
+        panic!("{primary:?}")
+    };
+    assert_eq!(walsender.user, "replicator");
+    let role = StartRole::Standby { upstream: None };
+    let error = b.try_run(PgOp::Start { role }).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Retry, "{error}");
 }
 
-async fn hands_over_to_a_level_standby(a: &Node, b: &Node) {
-    let refused = b.try_run(PgOp::Promote).await.unwrap_err();
-    assert_eq!(refused.kind(), PgErrorKind::NotGuarded, "{refused}");
-    a.sql("INSERT INTO t SELECT generate_series(101, 200)")
-        .await;
-    a.run(PgOp::HandOver {
-        candidate: Some(b.name()),
+/// What a rewind throws away is written down first.
+async fn records_what_diverged(a: &Node, b: &Node) {
+    b.run(PgOp::Follow { upstream: None }).await;
+    let alone = |role: &Role| {
+        matches!(
+            role,
+            Role::Standby {
+                streaming: false,
+                ..
+            }
+        )
+    };
+    b.until("it has stopped streaming", |status| {
+        status.running().is_some_and(|r| alone(&r.role))
     })
     .await;
-    let down = a.postgres.observe().await.unwrap();
-    assert_eq!(down.server, Server::Down);
-    assert!(a.processes().is_empty());
-    // What a primary that was shut down says of its end is what a level standby has.
-    assert_eq!(b.running().await.position(), down.position().unwrap());
-
+    a.sql("CREATE TABLE t (n int); INSERT INTO t SELECT generate_series(1, 1000)")
+        .await;
+    a.postgres.fence().await.unwrap();
     b.arm(2).await;
-    let begun = std::time::Instant::now();
     b.run(PgOp::Promote).await;
-    eprintln!("promotion: {:?}", begun.elapsed());
-    let primary = b.running().await;
-    assert!(primary.is_primary(), "{primary:?}");
-    assert_eq!(primary.timeline, Timeline(2));
-    assert_eq!(b.postgres.history().await.unwrap().timeline(), Timeline(2));
-    let (system, history) = a.postgres.history_of(&b.upstream()).await.unwrap();
-    assert_eq!(system, a.control().await.system_id);
-    assert_eq!(history, b.postgres.history().await.unwrap());
-    assert!(history.contains(down.position().unwrap()));
     b.run(PgOp::Checkpoint).await;
     b.run(PgOp::Slots {
         wanted: [a.name().slot()].into(),
     })
     .await;
-    a.follow_from_start(b).await;
-    b.sql("INSERT INTO t SELECT generate_series(201, 300)")
-        .await;
-    until_count(a, "300").await;
-    assert_eq!(a.running().await.timeline, Timeline(2));
-    let in_recovery = b.postgres.history_of(&a.upstream()).await.unwrap_err();
-    assert_eq!(in_recovery.kind(), PgErrorKind::Retry, "{in_recovery}");
-}
-
-/// Both become primaries; the one with the lesser claim returns.
-async fn rewinds_what_diverged(a: &Node, b: &Node) {
-    a.run(PgOp::Follow { upstream: None }).await;
-    a.until("it has stopped streaming", |status| {
-        matches!(
-            status.running().map(|r| &r.role),
-            Some(Role::Standby {
-                streaming: false,
-                ..
-            })
-        )
-    })
-    .await;
-    b.sql("INSERT INTO t SELECT generate_series(1000, 2000)")
-        .await;
-    a.arm(3).await;
-    a.run(PgOp::Promote).await;
-    a.run(PgOp::Checkpoint).await;
-    a.run(PgOp::Slots {
-        wanted: [b.name().slot()].into(),
-    })
-    .await;
-    a.sql("INSERT INTO t VALUES (301)").await;
-
-    // The diverged one crashes, so that only its log knows how far it came.
-    b.postgres.fence().await.unwrap();
-    assert!(b.processes().is_empty());
-    let (_, history) = b.postgres.history_of(&a.upstream()).await.unwrap();
-    assert_eq!(history.timeline(), Timeline(3));
-    b.run(PgOp::Rewind { from: a.upstream() }).await;
-    let control = b.control().await;
-    assert!(control.standby, "{control:?}");
-    b.follow_from_start(a).await;
-    until_count(b, "301").await;
-    let record = std::fs::read_to_string(b.state_dir().join("diverged.log")).unwrap();
+    a.run(PgOp::Rewind { from: b.upstream() }).await;
+    let record = std::fs::read_to_string(a.state_dir().join("diverged.log")).unwrap();
     assert!(
-        record.contains("on timeline 2") && !record.contains("bytes=? "),
+        record.contains("on timeline 1") && !record.contains("bytes=? "),
         "{record}"
     );
 }
 
-async fn fences(b: &Node) {
-    b.postgres.fence().await.unwrap();
-    assert!(b.processes().is_empty());
-    let status = b.postgres.observe().await.unwrap();
-    assert_eq!(status.server, Server::Down);
-    b.postgres.fence().await.unwrap();
-    let role = StartRole::Primary;
-    // It takes a deadline to be a primary, and this node's has been for an epoch that is over.
-    let again = b
-        .try_run(PgOp::Start {
-            role: StartRole::Standby { upstream: None },
-        })
-        .await;
-    again.unwrap();
-    assert!(!b.running().await.is_primary());
-    let running = b.try_run(PgOp::Start { role }).await.unwrap_err();
-    assert_eq!(running.kind(), PgErrorKind::Retry, "{running}");
-    b.run(PgOp::Stop).await;
-    assert!(b.processes().is_empty());
+#[derive(Debug)]
+struct Real {
+    version: Version,
+    dir: Arc<TempDir>,
 }
 
-async fn until_count(node: &Node, count: &str) {
-    for _ in 0..500 {
-        if node.sql("SELECT count(*) FROM t").await == count {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+/// A node, and the directory that it needs for as long as it lives.
+struct Server {
+    node: Node,
+    _dir: Arc<TempDir>,
+}
+
+#[async_trait]
+impl Laboratory for Real {
+    async fn node(&self, name: &str) -> Box<dyn suite::Node> {
+        Box::new(Server {
+            node: Node::new(&self.version, self.dir.path(), name).await,
+            _dir: Arc::clone(&self.dir),
+        })
     }
-    panic!(
-        "{} has not {count} rows but {}",
-        node.name(),
-        node.sql("SELECT count(*) FROM t").await
-    );
+
+    async fn sleep(&self, span: Duration) {
+        tokio::time::sleep(span).await;
+    }
+}
+
+#[async_trait]
+impl suite::Node for Server {
+    fn postgres(&self) -> &dyn Postgres {
+        &self.node.postgres
+    }
+
+    fn guard(&self) -> &dyn Guard {
+        &*self.node.guard
+    }
+
+    fn now(&self) -> NodeTime {
+        spilo_pg::guard::boot_time()
+    }
+
+    fn upstream(&self) -> Upstream {
+        self.node.upstream()
+    }
+
+    fn config(&self) -> Arc<DynamicConfig> {
+        Arc::new(config(json!({})))
+    }
+
+    async fn write(&self, row: u64) -> bool {
+        let commit = format!(
+            "SET client_min_messages = warning; \
+             CREATE TABLE IF NOT EXISTS rows (n bigint); INSERT INTO rows VALUES ({row})"
+        );
+        self.node.try_sql(&commit).await.is_ok()
+    }
+
+    async fn rows(&self) -> BTreeSet<u64> {
+        let read = "SELECT coalesce(string_agg(n::text, ','), '') FROM rows";
+        let rows = self.node.try_sql(read).await.unwrap_or_default();
+        let rows = rows.split(',').filter(|row| !row.is_empty());
+        rows.map(|row| row.parse().unwrap()).collect()
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.node.name())
+    }
 }

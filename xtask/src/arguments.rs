@@ -13,6 +13,10 @@ pub(crate) enum Task {
     Test { filter: Vec<String> },
     /// Run the repetitions that are too many for `test`.
     Chaos { arguments: Vec<String> },
+    /// Run simulated clusters under fire.
+    Sim { arguments: Vec<String> },
+    /// Plant bugs, and see what sees them.
+    Mutants,
     /// Measure.
     Bench {
         name: String,
@@ -58,6 +62,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Task,
         "chaos" => Ok(Task::Chaos {
             arguments: passed_on(rest),
         }),
+        "sim" => Ok(Task::Sim {
+            arguments: passed_on(rest),
+        }),
+        "mutants" => match rest.first() {
+            None => Ok(Task::Mutants),
+            Some(other) => Err(format!("`mutants` does not know `{other}`")),
+        },
         "bench" => parse_bench(rest),
         _ => Ok(Task::Test {
             filter: passed_on(rest),
@@ -72,6 +83,8 @@ pub(crate) fn help(about: Option<&str>) -> &'static str {
         Some("demo") => DEMO_HELP,
         Some("test" | "ci") => TEST_HELP,
         Some("chaos") => CHAOS_HELP,
+        Some("sim") => SIM_HELP,
+        Some("mutants") => MUTANTS_HELP,
         Some("bench") => BENCH_HELP,
         _ => HELP,
     }
@@ -122,9 +135,11 @@ fn unknown_command(name: &str) -> String {
     )
 }
 
-const COMMANDS: [&str; 6] = ["setup", "demo", "test", "ci", "chaos", "bench"];
+const COMMANDS: [&str; 8] = [
+    "setup", "demo", "test", "ci", "chaos", "sim", "mutants", "bench",
+];
 
-const BENCHES: [&str; 1] = ["failover"];
+const BENCHES: [&str; 2] = ["failover", "sim"];
 
 const HELP: &str = "\
 The commands of this project.
@@ -136,7 +151,10 @@ Commands:
   test            Check everything: format, lints, documentation, tests on real servers
   ci              The same as `test`
   chaos           Run the faults with the full number of repetitions
+  sim             Run simulated clusters under faults that are drawn from seeds
+  mutants         Plant bugs in the core one by one, and show which test sees each
   bench failover  Measure how long a fail-over takes, next to its peers if asked
+  bench sim       Measure how long a fail-over takes in the simulator, by its seeds
   setup           Install what the commands above need; they all do so by themselves
 
 `cargo xtask <COMMAND> --help` says more about a command.";
@@ -195,6 +213,25 @@ Usage: cargo xtask chaos [ARGUMENTS]
 
 Installs what is missing and builds in release mode. All arguments go to the program:
 `cargo xtask chaos -- --help` lists them.";
+
+const MUTANTS_HELP: &str = "\
+Plants bugs in the core, one after the other, and shows what sees each: the simulator, after how
+many simulated clusters, or a test of its own. Fails if one survives. Needs no server.
+
+Usage: cargo xtask mutants
+";
+
+const SIM_HELP: &str = "\
+Runs simulated clusters under faults that are drawn from seeds, and looks for two writers, lost
+data and clusters that do not mend themselves. Needs no server. `cargo xtask sim -- --help` lists
+what it can be asked.
+
+Usage: cargo xtask sim [ARGUMENTS]
+
+  cargo xtask sim --seeds 20000              the seeds 0 to 19999
+  cargo xtask sim --seeds 20000 --from 8000  goes on at 8000
+  cargo xtask sim --seed 4711                one seed, with its story if it breaks something
+";
 
 const BENCH_HELP: &str = "\
 Measure.

@@ -14,7 +14,7 @@ use crate::programs::agent;
 use crate::setup::{Extent, setup};
 use crate::shell::{cargo, loudly, shown};
 use crate::terminal::{say, warn};
-use crate::tools::{Tools, workspace_root};
+use crate::tools::{Tools, target_directory, workspace_root};
 
 /// Checks everything, stops at the first step that fails, and reports it with the command that
 /// repeats it.
@@ -80,6 +80,21 @@ fn steps(report: &mut Report) -> Result<()> {
     documentation.env("RUSTDOCFLAGS", "-D warnings");
     report.run("documentation", documentation)?;
     report.run("programs", build_programs())?;
+    let build = ["build", "--profile", "sim", "-p", "spilo-simulate"];
+    report.run("simulator", in_workspace(&build))?;
+    for (step, from, seeds) in [
+        ("simulation", 0, 1000),
+        ("simulation: seeds of this commit", seed_of_commit()?, 200),
+    ] {
+        report.run(step, simulation(from, seeds))?;
+    }
+    let mut times = simulator();
+    times.args([
+        "--failover",
+        "--expect",
+        "examples/simulate/failover_time.txt",
+    ]);
+    report.run("failover times in the simulator", times)?;
     let mut tests = nextest();
     tests.arg("--workspace");
     report.tests("tests", || counts::nextest(tools.export(&mut tests)))?;
@@ -87,6 +102,40 @@ fn steps(report: &mut Report) -> Result<()> {
     report.tests("examples in the documentation", || {
         counts::doc_tests(tools.export(&mut examples))
     })
+}
+
+/// Simulates clusters under fire. All rules must be reached by the fixed seeds.
+fn simulation(from: u64, seeds: u64) -> Command {
+    let mut simulate = simulator();
+    simulate
+        .args(["--from", &from.to_string()])
+        .args(["--seeds", &seeds.to_string()]);
+    if from == 0 {
+        simulate.arg("--all-rules");
+    }
+    simulate
+}
+
+fn simulator() -> Command {
+    let mut simulate = Command::new(target_directory().join("sim/simulate"));
+    simulate.current_dir(workspace_root());
+    simulate
+}
+
+/// Returns a seed that each commit has of its own.
+///
+/// # Errors
+/// When git does not know the commit.
+fn seed_of_commit() -> Result<u64> {
+    let mut git = Command::new("git");
+    git.current_dir(workspace_root())
+        .args(["rev-parse", "HEAD"]);
+    let answer = git.output().context("cannot start git")?;
+    let commit = String::from_utf8_lossy(&answer.stdout);
+    let digits = commit
+        .get(..12)
+        .context("git does not say which commit this is")?;
+    u64::from_str_radix(digits, 16).context("git names the commit by something else than a hash")
 }
 
 fn in_workspace(arguments: &[&str]) -> Command {

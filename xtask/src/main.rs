@@ -5,6 +5,7 @@
 
 mod arguments;
 mod check;
+mod mutants;
 mod programs;
 mod setup;
 mod shell;
@@ -45,6 +46,13 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Test { filter } => check::filtered(&setup::setup(Extent::Full)?, &filter)?,
         Task::Chaos { arguments } => {
             programs::harness(&setup::setup(Extent::Full)?, "chaos", &arguments)?;
+        }
+        Task::Mutants => mutants::check()?,
+        Task::Sim { arguments } => programs::simulate(&arguments)?,
+        Task::Bench { name, arguments } if name == "sim" => {
+            let mut all = vec!["--failover".to_owned()];
+            all.extend(arguments);
+            programs::simulate(&all)?;
         }
         Task::Bench { name, arguments } => {
             programs::harness(&setup::setup(Extent::Full)?, &name, &arguments)?;

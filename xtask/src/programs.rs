@@ -46,6 +46,21 @@ pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result
     )
 }
 
+/// Builds `simulate` and becomes it; returns only when that fails. It starts no server, so that
+/// nothing need be installed for it.
+///
+/// # Errors
+/// When it does not build or cannot be started.
+pub(crate) fn simulate(arguments: &[String]) -> Result<()> {
+    let mut run = cargo();
+    run.args(["run", "--quiet", "--manifest-path"])
+        .arg(workspace_root().join("Cargo.toml"))
+        .args(["--profile", "sim", "-p", "spilo-simulate", "--"])
+        .args(arguments);
+    let failure = run.exec();
+    Err(failure).context("cannot start simulate")
+}
+
 /// Builds the programs of `spilo-examples`, the daemon among them.
 fn build_programs(mode: &[&str]) -> Result<()> {
     let mut build = cargo();

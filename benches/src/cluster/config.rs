@@ -118,11 +118,15 @@ pub(super) fn agent_program(kind: Kind, sandbox: &Sandbox) -> Result<PathBuf> {
             if reachable_for_all(&program) {
                 return Ok(program);
             }
-            let copy = sandbox.dir().join("spilo-agent");
-            std::fs::copy(&program, &copy)
-                .with_context(|| format!("cannot copy {}", program.display()))?;
-            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
-            Ok(copy)
+            // The daemon runs the guard that lies beside it, and itself as one where none does.
+            let guard = program.with_file_name("spilo-guard");
+            for program in [&guard, &program].into_iter().filter(|p| p.is_file()) {
+                let copy = sandbox.dir().join(program.file_name().unwrap_or_default());
+                std::fs::copy(program, &copy)
+                    .with_context(|| format!("cannot copy {}", program.display()))?;
+                std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755))?;
+            }
+            Ok(sandbox.dir().join("spilo-agent"))
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::ids::MemberName;
 pub mod documents;
 pub mod lock;
 pub mod unknown;
-mod waiting;
 
 /// One cluster in one store, for one test.
 #[async_trait]

@@ -4,6 +4,7 @@
 use super::{Action, Decision, Rule, View, following, race, safety};
 use crate::cluster::Initialize;
 use crate::machine::LeaseRequest;
+use crate::mutant::{Mutant, planted};
 use crate::pg::{DataDir, PgOp, PgOpKind, StartRole};
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -28,7 +29,9 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
 fn holding(view: &View<'_>) -> Decision {
     let initialize = view.cluster().map(|c| &c.initialize);
     let epoch = view.lease().map(|lease| lease.epoch);
-    let claimed = epoch.is_some() && view.facts.claimed == epoch;
+    // What was claimed once is no right to begin anew when the data are lost.
+    let lost = view.facts.existed && !planted(Mutant::LossTakenForNew);
+    let claimed = epoch.is_some() && view.facts.claimed == epoch && !lost;
     match (initialize, view.lease(), &view.me.bootstrap) {
         (_, Some(_), Some(config)) if claimed => {
             if let Some(failure) = view.backing_off(PgOpKind::Bootstrap) {
@@ -117,6 +120,11 @@ fn race_to_bootstrap(view: &View<'_>) -> Decision {
         let why =
             format!("bootstrap.dcs has {names}, which this version does not know how to honour");
         return Decision::wait(Rule::Unsupported, why);
+    }
+    if view.facts.existed && !planted(Mutant::LossTakenForNew) {
+        let why = "the cluster had data, and the store was wiped: its members must come first. To \
+                   begin a new cluster with nothing, restart the agent";
+        return Decision::wait(Rule::AwaitSource, why);
     }
     // The keys of a store that was wiped say nothing; members with data do.
     if let Some(member) = cluster.members.values().find(|m| m.position().is_some()) {

@@ -11,6 +11,12 @@ use crate::pg::{Control, ControlState, PgErrorKind, PgOp, PgOpKind, Role, Server
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     let control = view.control()?;
+    let known = view.cluster().map(|c| &c.initialize);
+    if control.provisional && known == Some(&Initialize::Known(control.system_id)) {
+        // It was bootstrapped here, and others copied it before its own agent could say so.
+        let why = format!("the store has system identifier {}", control.system_id);
+        return Some(Decision::run(Rule::ConfirmBootstrap, PgOp::Confirm, why));
+    }
     Some(match &view.pg()?.server {
         Server::Down => restart(view, control),
         Server::Running(_) => follow(view),

@@ -9,6 +9,7 @@ use crate::ids::MemberName;
 use crate::machine::LeaseRequest;
 use crate::machine::facts::Seen;
 use crate::machine::lease::Proof;
+use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
 use crate::pg::{PgOp, PgOpKind, Running, Server};
 use crate::wal::WalPosition;
@@ -146,7 +147,7 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     let listed = list
         .or(remembered)
         .is_none_or(|list| list.is_empty() || list.contains_key(&view.me.name));
-    if !listed {
+    if !listed && !planted(Mutant::UnlistedAcquires) {
         let why = format!(
             "{} is not among the members by whose consent a primary may live without the store; if \
              none of them is left, delete the key failsafe",
@@ -173,7 +174,7 @@ fn position(view: &View<'_>) -> Option<Decision> {
     if let Some(known) = known.filter(|_| !manual) {
         let behind = known.bytes_past(mine.lsn);
         let most = view.config().maximum_lag_on_failover_bytes;
-        if behind > most {
+        if behind > most && !planted(Mutant::LagIgnored) {
             let why = format!("{behind} bytes behind the leader's {known}, more than {most}");
             return Some(Decision::wait(Rule::TooFarBehind, why));
         }

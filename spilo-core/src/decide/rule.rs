@@ -1,12 +1,14 @@
 //! The names of everything that a node may decide.
 
+use serde::{Deserialize, Serialize};
+
 macro_rules! rules {
     ($($(#[doc = $doc:literal])+ $name:ident),* $(,)?) => {
         /// Why a node does what it does: the branch of [`decide`](super::decide) that was taken.
         ///
         /// In order of precedence. The name is the log line, the metric label and the coverage
         /// mark.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         pub enum Rule {
             $($(#[doc = $doc])+ $name,)*
         }

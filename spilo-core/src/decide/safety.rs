@@ -48,7 +48,11 @@ fn permission(view: &View<'_>) -> Option<Decision> {
         let lone_stranger = !view.is_guarded() && !view.leader_is_other() && facts.op.is_none();
         let stopping = matches!(facts.op.as_ref().map(|o| &o.op), Some(PgOp::Stop));
         let leaving = stopping && !view.is_guarded() && !view.leader_is_other();
-        if view.may_write() && facts.fencing.is_none() && !lone_stranger && !leaving {
+        // An agent that just started learns from the guard whether it keeps a permission. Until it
+        // has answered, or did not, its deadline stands.
+        let guard_heard = facts.guard.is_some() || facts.guard_failing.is_some();
+        let stays = lone_stranger || leaving || !guard_heard;
+        if view.may_write() && facts.fencing.is_none() && !stays {
             let action = if facts.op.is_some() {
                 Action::CancelAndFence
             } else {

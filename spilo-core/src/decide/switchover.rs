@@ -100,6 +100,14 @@ fn unfit(view: &View<'_>, name: &MemberName) -> Option<String> {
     let Some(position) = peer.position else {
         return Some("its server is down".to_owned());
     };
+    // What it has flushed was seen together with our own position. What it says was seen by it up
+    // to a second ago, in which a busy primary writes more than a standby may be behind.
+    let sent = view.running().and_then(|running| {
+        let streams = running.walsenders.iter();
+        let mut of_it = streams.filter(|sender| sender.application == name.as_str());
+        of_it.find_map(|sender| sender.flushed)
+    });
+    let position = sent.map_or(position, |sent| position.max(sent));
     if peer.no_failover {
         return Some("may not be promoted".to_owned());
     }

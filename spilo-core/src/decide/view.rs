@@ -9,7 +9,8 @@ use crate::history::{End, History};
 use crate::ids::{Epoch, MemberName};
 use crate::machine::Identity;
 use crate::machine::facts::{Facts, OpFailure};
-use crate::machine::lease::Predecessor;
+use crate::machine::lease::{Predecessor, hard};
+use crate::mutant::{Mutant, planted};
 use crate::pg::{
     Control, ControlState, DataDir, PgOpKind, PgStatus, Role, Running, Server, Upstream,
 };
@@ -126,22 +127,45 @@ impl<'a> View<'a> {
             .holding
             .as_ref()
             .filter(|held| held.recorded && stands(held.lease.epoch))
-            .map(|held| held.leadership(budget));
+            .map(|held| {
+                let whole = held.leadership(budget);
+                let end = self.end_of_succession().unwrap_or(whole.until);
+                let until = whole.until.min(end);
+                Leadership { until, ..whole }
+            });
+        // It continues a lease, and ends with it when that is given up for a successor.
         let consent = self
             .facts
             .consent
             .as_ref()
+            .filter(|c| stands(c.lease.epoch) || planted(Mutant::ConsentOutlivesRelease))
             .map(|consent| consent.leadership(budget));
         // A deadline that the guard keeps was granted and stands: one that the last incarnation of
         // this agent left, or one of a lock that vanished. Nobody can take the lock before it ends.
         let armed = self.facts.armed.as_ref().filter(|d| stands(d.epoch));
         let kept = armed.map(|d| Leadership {
             epoch: d.epoch,
-            until: d.hard,
+            until: self
+                .end_of_succession()
+                .map_or(d.hard, |end| d.hard.min(end)),
             by: PermittedBy::Lease,
         });
         let latest = |a: Leadership, b: Leadership| if b.until > a.until { b } else { a };
         lease.or(kept).into_iter().chain(consent).reduce(latest)
+    }
+
+    /// Returns when the lease ends, by the laws of a deadline, that this node passed its lock to, or
+    /// may have: the one before it, by which the guard still goes, is ended then.
+    fn end_of_succession(&self) -> Option<NodeTime> {
+        if planted(Mutant::SuccessionIgnored) {
+            return None;
+        }
+        let budget = self.me.fence_budget;
+        let asked = self.facts.succeeding;
+        let held = self.facts.holding.as_ref();
+        asked
+            .map(|(at, ttl)| hard(at, ttl, budget))
+            .or_else(|| held.map(|held| held.leadership(budget).until))
     }
 
     /// Returns the permission to write, if there is one now.

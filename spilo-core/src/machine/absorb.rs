@@ -3,20 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::facts::{HandedOver, LeaderHistory, OpFailure, Seen, Sent};
+use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
 use super::lease::{Consent, Holding, Predecessor, Promise, Proof};
 use super::lock::electorate;
 use super::{
     Command, Event, Failure, LeaseAnswer, LeaseRequest, Machine, Order, ReadAnswer, ReadRequest,
     Ticket, WriteRequest,
 };
-use crate::cluster::Cluster;
-use crate::dcs::{DcsErrorKind, Key, RawSnapshot};
+use crate::cluster::{Cluster, Initialize};
+use crate::dcs::{DcsErrorKind, Key, Lease, RawSnapshot};
 use crate::guard::{GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{MemberName, OpId, SystemId};
+use crate::mutant::{Mutant, planted};
 use crate::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
-use crate::pg::{PgErrorKind, PgOp, PgStatus, Role, Running, Server};
+use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server};
 use crate::time::NodeTime;
 use crate::wal::Lsn;
 
@@ -83,6 +84,7 @@ impl Machine {
         sent: Sent<LeaseRequest>,
         result: Result<LeaseAnswer, Failure<DcsErrorKind>>,
     ) {
+        let counted_from = self.counted_from(sent.at);
         let facts = &mut self.facts;
         facts.lanes.lease_failed = result.is_err().then_some(facts.now);
         match (&sent.what, result) {
@@ -90,14 +92,7 @@ impl Machine {
                 LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..),
                 Ok(LeaseAnswer::Held(lease)),
             ) => {
-                // An epoch once given up is never held again, whatever the store says.
-                if Some(lease.epoch) <= facts.given_up {
-                    facts.unsettled = true;
-                    return;
-                }
-                facts.last_lease = Some(lease.clone());
-                facts.holding = Some(Holding::new(lease, sent.at));
-                facts.lanes.read_wanted = true;
+                self.lock_is_ours(lease, counted_from);
             }
             (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..), Ok(LeaseAnswer::Done)) => {
                 facts.unsettled = true;
@@ -105,8 +100,12 @@ impl Machine {
             (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..), Err(failure)) => {
                 facts.lanes.read_wanted = true;
                 match failure.kind {
-                    DcsErrorKind::Indeterminate => facts.unsettled = true,
-                    DcsErrorKind::Unavailable | DcsErrorKind::Conflict | DcsErrorKind::Refused => {}
+                    DcsErrorKind::Indeterminate => {
+                        facts.unsettled = !planted(Mutant::IndeterminateIsRefusal);
+                    }
+                    DcsErrorKind::Unavailable | DcsErrorKind::Conflict | DcsErrorKind::Refused => {
+                        facts.succeeding = None;
+                    }
                 }
             }
             (LeaseRequest::Settle, Ok(_)) => {
@@ -117,7 +116,7 @@ impl Machine {
             (LeaseRequest::Renew(lease), Ok(_)) => {
                 let held = facts.holding.as_mut();
                 if let Some(held) = held.filter(|h| h.lease.epoch == lease.epoch) {
-                    held.renewed = held.renewed.max(sent.at);
+                    held.renewed = held.renewed.max(counted_from);
                     held.failing = false;
                 }
             }
@@ -155,6 +154,32 @@ impl Machine {
         }
     }
 
+    fn lock_is_ours(&mut self, lease: Lease, from: NodeTime) {
+        let facts = &mut self.facts;
+        // An epoch once given up is never held again, whatever the store says.
+        if Some(lease.epoch) <= facts.given_up && !planted(Mutant::GivenUpEpochHeld) {
+            facts.unsettled = true;
+            return;
+        }
+        facts.last_lease = Some(lease.clone());
+        facts.succeeding = None;
+        // It was for the lease before.
+        facts.consent = None;
+        // A server that could not be promoted under an older holding is tried again.
+        facts.failures.remove(&PgOpKind::Promote);
+        facts.holding = Some(Holding::new(lease, from));
+        facts.lanes.read_wanted = true;
+    }
+
+    /// Returns from when a lease counts whose request left at `sent`.
+    fn counted_from(&self, sent: NodeTime) -> NodeTime {
+        if planted(Mutant::LeaseFromAnswer) {
+            self.facts.now
+        } else {
+            sent
+        }
+    }
+
     // The read lane.
 
     fn read_answered(
@@ -163,7 +188,10 @@ impl Machine {
         result: Result<ReadAnswer, Failure<DcsErrorKind>>,
     ) {
         match (sent.what, result) {
-            (ReadRequest::Snapshot, Ok(ReadAnswer::Snapshot(raw))) => self.snapshot(sent.at, &raw),
+            (ReadRequest::Snapshot, Ok(ReadAnswer::Snapshot(raw))) => {
+                let counted_from = self.counted_from(sent.at);
+                self.snapshot(counted_from, &raw);
+            }
             (ReadRequest::Snapshot, Err(failure)) => {
                 let now = self.facts.now;
                 let since = self
@@ -192,7 +220,8 @@ impl Machine {
     fn snapshot(&mut self, at: NodeTime, raw: &RawSnapshot) {
         let last = self.facts.cluster.as_ref().map(|seen| &seen.value);
         // A snapshot from the past must not undo what is known since.
-        if last.is_some_and(|last| raw.revision < last.revision) {
+        let is_old = last.is_some_and(|last| raw.revision < last.revision);
+        if is_old && !planted(Mutant::StaleSnapshot) {
             let text = format!(
                 "the store answered with revision {}, older than what it had said",
                 raw.revision
@@ -212,6 +241,7 @@ impl Machine {
             self.facts.failsafe.clone_from(&cluster.failsafe);
         }
         self.facts.record_seen |= cluster.release.is_some();
+        self.facts.existed |= has_data(&cluster, &self.identity.name);
         if cluster.leader.is_some() {
             self.facts.electorate = electorate(&self.identity.name, &cluster);
         } else {
@@ -342,7 +372,8 @@ impl Machine {
 
     fn op_ended(&mut self, id: OpId, result: Result<(), Failure<PgErrorKind>>) {
         let facts = &mut self.facts;
-        let Some(running) = facts.op.take_if(|op| op.id == id) else {
+        let is_this = |op: &RunningOp| op.id == id || planted(Mutant::StaleOpResult);
+        let Some(running) = facts.op.take_if(|op| is_this(op)) else {
             return;
         };
         facts.settled_at = facts.now;
@@ -378,10 +409,12 @@ impl Machine {
                 }
             }
             Err(_) if running.cancelled => {
-                facts.promotion_ordered |= running.op == PgOp::Promote;
+                facts.promotion_ordered |=
+                    running.op == PgOp::Promote && !planted(Mutant::PromotionOrderForgotten);
             }
             Err(failure) => {
-                facts.promotion_ordered |= running.op == PgOp::Promote;
+                facts.promotion_ordered |=
+                    running.op == PgOp::Promote && !planted(Mutant::PromotionOrderForgotten);
                 let times = facts.failures.get(&kind).map_or(0, |f| f.times);
                 let failure = OpFailure {
                     at: facts.now,
@@ -416,6 +449,7 @@ impl Machine {
         match result {
             Ok(status) => {
                 facts.guard_failing = None;
+                facts.lanes.guard_refused = None;
                 facts.armed.clone_from(&status.deadline);
                 let before = facts.guard.as_ref().map(|seen| seen.value.postmaster);
                 if before != Some(status.postmaster) {
@@ -431,7 +465,9 @@ impl Machine {
                     .guard_failing
                     .as_ref()
                     .map_or(facts.now, |(since, _)| *since);
-                if failure.kind != GuardErrorKind::Refused {
+                if failure.kind == GuardErrorKind::Refused {
+                    facts.lanes.guard_refused = Some(facts.now);
+                } else {
                     facts.armed = None;
                 }
                 facts.guard_failing = Some((since, failure));
@@ -480,7 +516,11 @@ impl Machine {
             return;
         };
         facts.lanes.consent_at = Some(facts.now);
-        let all = sent.what.iter().all(|member| accepted.contains_key(member));
+        let all = if planted(Mutant::ConsentByMajority) {
+            (accepted.len() + 1) * 2 > sent.what.len() + 1
+        } else {
+            sent.what.iter().all(|member| accepted.contains_key(member))
+        };
         if all && let Some(lease) = facts.last_lease.clone() {
             facts.consent = Some(Consent {
                 lease,
@@ -491,7 +531,8 @@ impl Machine {
 
     fn consent_asked(&mut self, request: &ConsentRequest) -> ConsentAnswer {
         let ours = self.identity.scope.as_str();
-        if request.scope.as_ref().is_some_and(|scope| *scope != ours) {
+        let stranger = request.scope.as_ref().is_some_and(|scope| *scope != ours);
+        if stranger && !planted(Mutant::StrangersConsent) {
             return ConsentAnswer::Stranger;
         }
         let facts = &mut self.facts;
@@ -506,18 +547,24 @@ impl Machine {
             facts.lanes.lease.as_ref().map(|sent| &sent.what),
             Some(LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..))
         );
-        if acquiring || facts.unsettled {
+        if (acquiring || facts.unsettled) && !planted(Mutant::ConsentWhileAcquiring) {
             return ConsentAnswer::Busy;
         }
         // The primary that asks may hold a lease from before the ttl was lowered.
         let held = facts.predecessor.as_ref().and_then(|p| p.ttl);
         let until = facts.now + held.map_or(facts.config.ttl, |ttl| ttl.max(facts.config.ttl));
-        facts.promise = Some(Promise {
+        facts.promise = (!planted(Mutant::PromiseForgotten)).then(|| Promise {
             to: request.name.clone(),
             until,
         });
         ConsentAnswer::Accepted(running.map(|r| r.position().lsn))
     }
+}
+
+/// Whether the store says that there is a cluster, or that somebody else has data.
+fn has_data(cluster: &Cluster, me: &MemberName) -> bool {
+    let mut others = cluster.members.values().filter(|m| m.name != *me);
+    matches!(cluster.initialize, Initialize::Known(_)) || others.any(|m| m.position().is_some())
 }
 
 /// Takes the request off its lane if this is the answer to it.

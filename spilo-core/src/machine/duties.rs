@@ -15,6 +15,7 @@ use crate::cluster::Initialize;
 use crate::decide::{Decision, Rule, View};
 use crate::guard::Deadline;
 use crate::ids::MemberName;
+use crate::mutant::{Mutant, planted};
 use crate::peer::ConsentRequest;
 use crate::pg::{PgErrorKind, Role, Server, Upstream};
 use crate::time::NodeTime;
@@ -139,7 +140,7 @@ impl Machine {
 
     fn arm(&mut self, commands: &mut Vec<Command>) {
         let facts = &self.facts;
-        if facts.lanes.guard.is_some() {
+        if facts.lanes.guard.is_some() || facts.ago(facts.lanes.guard_refused) < RETRY {
             return;
         }
         let lease = match (&facts.holding, &facts.consent) {
@@ -197,6 +198,11 @@ impl Machine {
             return;
         }
         let Some(held) = &facts.holding else { return };
+        // What waits for a disk that hangs cannot be killed. It serves nobody, and the lock is
+        // for somebody who does: it is let go of with the lease.
+        if facts.fencing.is_some() && facts.ago(facts.fencing) >= FENCE_PATIENCE {
+            return;
+        }
         // The time to live is fixed when a lease is granted: another one takes a fresh lease.
         // While a bootstrap is claimed under the lease, the claim would go with it.
         let changed = held.lease.ttl != facts.config.ttl && facts.config_known();
@@ -225,6 +231,7 @@ impl Machine {
         let wanted = facts.config.failsafe_mode
             && facts.lanes.consent.is_none()
             && facts.ago(facts.lanes.consent_at) >= RETRY
+            && facts.fencing.is_none()
             && view.may_write()
             && facts.last_lease.is_some()
             && (view.leadership().is_some())
@@ -287,8 +294,10 @@ impl Machine {
             (Some(ordered), Some(held)) => held.confirmed < *ordered,
             (_, _) => false,
         };
-        let wanted = facts.lanes.read_wanted && (facts.store_failing.is_none() || spent >= RETRY);
-        if wanted || due || (detaching && spent >= RETRY) {
+        // A store that refuses does so at once; asking again at once would only add to its trouble.
+        let rested = facts.store_failing.is_none() || spent >= RETRY;
+        let wanted = facts.lanes.read_wanted || due;
+        if (wanted && rested) || (detaching && spent >= RETRY) {
             self.facts.lanes.read_wanted = false;
             self.facts.lanes.read_at = Some(self.facts.now);
             return self.send_read(ReadRequest::Snapshot, commands);
@@ -431,9 +440,17 @@ impl Machine {
         };
         if self.facts.lanes.lease.is_none() && !backing_off {
             let ticket = self.facts.ticket();
+            if let LeaseRequest::Succeed(_, ttl) = &request {
+                self.facts.succeeding = Some((self.facts.now, *ttl));
+            }
             // Whether it is done or not is for the store to say; nothing is written on it any more.
             if let LeaseRequest::Release(lease, _) = &request {
                 self.facts.released = self.facts.released.max(Some(lease.epoch));
+            }
+            if planted(Mutant::DeadlineOnRequest)
+                && let (LeaseRequest::Renew(_), Some(held)) = (&request, &mut self.facts.holding)
+            {
+                (held.renewed, held.confirmed) = (self.facts.now, self.facts.now);
             }
             self.facts.lanes.lease = Some(Sent {
                 ticket,
@@ -515,6 +532,9 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// The store tells the rest of a lease in whole seconds.
 const LEASE_LEFT_EVERY: Duration = Duration::from_millis(700);
+
+/// Eight times what a fence may take.
+const FENCE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A history file that cannot be read now is not going to be in the next millisecond.
 const HISTORY_AGAIN: Duration = Duration::from_secs(1);

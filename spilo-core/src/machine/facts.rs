@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::lease::{Consent, Holding, Predecessor, Promise};
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
@@ -14,13 +15,14 @@ use crate::dcs::{Key, Lease};
 use crate::guard::{Deadline, GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{Epoch, MemberName, OpId, Revision, SlotName, SystemId};
+use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
 use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus};
 use crate::time::NodeTime;
 use crate::wal::Timeline;
 
 /// Observations and obligations, each with its age.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Facts {
     /// The time of the latest step.
     pub now: NodeTime,
@@ -42,14 +44,23 @@ pub struct Facts {
     pub claimed: Option<Epoch>,
     /// The consent of the members.
     pub consent: Option<Consent>,
+    /// A request to pass the lock to a new lease whose outcome is not known: when it left, and the
+    /// ttl of that lease, which may be what the lock hangs on.
+    pub succeeding: Option<(NodeTime, Duration)>,
     /// The latest lease that was held, which a consent continues.
     pub last_lease: Option<Lease>,
     /// What this node promised.
     pub promise: Option<Promise>,
+    /// Whether this agent ever saw that the cluster has data: what is empty then was lost, and is
+    /// not new.
+    pub existed: bool,
     /// Whether the store ever had the record of a holding.
     pub record_seen: bool,
     /// The latest epoch that was given up by a release: whoever reads of it may write at once.
     pub released: Option<Epoch>,
+    /// Until when somebody may write who held the lock before this node, whether or not it still
+    /// holds what it found that out with.
+    pub others_until: Option<NodeTime>,
     /// Who held the lock before.
     pub predecessor: Option<Predecessor>,
     /// What PostgreSQL was when it was looked at last; `at` is when the look began.
@@ -121,7 +132,7 @@ pub struct Facts {
 }
 
 /// Something seen, and when the look at it began.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Seen<T> {
     /// When the look began.
     pub at: NodeTime,
@@ -130,7 +141,7 @@ pub struct Seen<T> {
 }
 
 /// The history of another server.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LeaderHistory {
     /// Whose it is.
     pub name: MemberName,
@@ -143,7 +154,7 @@ pub struct LeaderHistory {
 }
 
 /// The operation under way.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunningOp {
     /// Its number.
     pub id: OpId,
@@ -156,7 +167,7 @@ pub struct RunningOp {
 }
 
 /// An operation that failed.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct OpFailure {
     /// When it failed last.
     pub at: NodeTime,
@@ -169,7 +180,7 @@ pub struct OpFailure {
 }
 
 /// A server that was stopped for a successor.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HandedOver {
     /// The successor, if one was named.
     pub candidate: Option<MemberName>,
@@ -178,7 +189,7 @@ pub struct HandedOver {
 }
 
 /// The requests under way, at most one a lane.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Lanes {
     /// The last ticket that was given out.
     pub ticket: Ticket,
@@ -210,6 +221,8 @@ pub struct Lanes {
     pub write_failed: Option<NodeTime>,
     /// When the last lease request that failed ended.
     pub lease_failed: Option<NodeTime>,
+    /// When the guard last refused something, which it would again.
+    pub guard_refused: Option<NodeTime>,
     /// When reading this node's own history failed last.
     pub history_failed: Option<NodeTime>,
     /// When the last consent round ended.
@@ -219,7 +232,7 @@ pub struct Lanes {
 }
 
 /// A request that left.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Sent<T> {
     /// Its number.
     pub ticket: Ticket,
@@ -230,11 +243,13 @@ pub struct Sent<T> {
 }
 
 /// What was written last.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Written {
     /// The member record, and when.
+    #[serde(with = "crate::journal::form::dated_bytes")]
     pub member: Option<(NodeTime, Bytes)>,
     /// The documents, and when.
+    #[serde(with = "crate::journal::form::dated_documents")]
     pub documents: BTreeMap<Key, (NodeTime, Bytes)>,
 }
 
@@ -252,10 +267,13 @@ impl Facts {
             unsettled: false,
             claimed: None,
             consent: None,
+            succeeding: None,
             last_lease: None,
             promise: None,
+            existed: false,
             record_seen: false,
             released: None,
+            others_until: None,
             predecessor: None,
             pg: None,
             moved: false,
@@ -314,6 +332,9 @@ impl Facts {
 
     /// Forgets what was tried on data that are others now: it tells nothing about these.
     pub(super) fn forget_old_data(&mut self) {
+        if planted(Mutant::OldDataRemembered) {
+            return;
+        }
         self.failures.remove(&PgOpKind::Start);
         self.failures.remove(&PgOpKind::Rewind);
     }

@@ -10,15 +10,18 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::cluster::ReleaseDocument;
 use crate::dcs::{LeaderRecord, Lease};
 use crate::guard::Deadline;
 use crate::ids::{Epoch, MemberName, Revision};
+use crate::mutant::{Mutant, planted};
 use crate::status::{Leadership, PermittedBy};
 use crate::time::NodeTime;
 
 /// The lock, held by this node.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Holding {
     /// The lease.
     pub lease: Lease,
@@ -38,7 +41,7 @@ pub struct Holding {
 }
 
 /// The consent of all members, held by a primary without the store.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Consent {
     /// The lease that the permission continues.
     pub lease: Lease,
@@ -47,7 +50,7 @@ pub struct Consent {
 }
 
 /// A promise to another node not to acquire, hold or promote.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Promise {
     /// The primary that asked.
     pub to: MemberName,
@@ -60,7 +63,7 @@ pub struct Promise {
 /// A lock that vanished is not a lease that ended: keys get deleted, stores get wiped, and an old
 /// etcd leader may revoke early. A candidate therefore waits out the longest possible deadline of
 /// the holder before it, unless it has proof that this one cannot write any more.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Predecessor {
     /// Its name, if the key held one.
     pub name: Option<MemberName>,
@@ -84,7 +87,7 @@ pub struct Predecessor {
 }
 
 /// Why a former holder of the lock cannot write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Proof {
     /// It left the record of a release in the transaction that removed the key.
     Released,
@@ -107,7 +110,7 @@ impl Holding {
             confirmed: sent,
             failing: false,
             clear: None,
-            recorded: false,
+            recorded: planted(Mutant::RecordNotAwaited),
         }
     }
 
@@ -126,6 +129,9 @@ impl Holding {
 
     /// Returns the moment that the permission counts from.
     pub fn base(&self) -> NodeTime {
+        if planted(Mutant::UnconfirmedRenewal) {
+            return self.renewed;
+        }
         self.renewed.min(self.confirmed)
     }
 
@@ -163,6 +169,9 @@ impl Predecessor {
     /// It cannot have confirmed its lock after the key was gone, and the key was gone when the
     /// answer came that showed it.
     pub fn may_write_until(&self) -> Option<NodeTime> {
+        if planted(Mutant::VanishedIsEnded) {
+            return self.gone;
+        }
         let until = self.gone.map(|gone| gone + self.longest())?;
         Some(self.older_until.map_or(until, |older| until.max(older)))
     }
@@ -183,6 +192,9 @@ impl Predecessor {
         };
         let end = asked + left;
         let in_time = now >= end && gone <= end + REMOVED_LATE;
+        if planted(Mutant::RevokedIsAged) {
+            return true;
+        }
         in_time && left <= HEARD_EARLY && self.older_until.is_none_or(|older| now >= older)
     }
 
@@ -231,7 +243,11 @@ pub fn renew_every(ttl: Duration) -> Duration {
     ttl / 4
 }
 
-fn hard(base: NodeTime, ttl: Duration, fence_budget: Duration) -> NodeTime {
+/// Returns when writes end by a lease of which `base` is the beginning.
+pub fn hard(base: NodeTime, ttl: Duration, fence_budget: Duration) -> NodeTime {
+    if planted(Mutant::NoFenceMargin) {
+        return base + ttl;
+    }
     (base + ttl)
         .before(ttl / RATE_DIFFERENCE)
         .before(fence_budget)

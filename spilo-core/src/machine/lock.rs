@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use super::Machine;
 use super::facts::Facts;
-use super::lease::{Predecessor, Proof};
+use super::lease::{Holding, Predecessor, Proof};
 use crate::cluster::{Cluster, Initialize, Leader, MemberRole, ReleaseDocument};
-use crate::dcs::LeaderRecord;
+use crate::dcs::{LeaderRecord, Lease, LeaseSecret};
 use crate::ids::MemberName;
+use crate::mutant::{Mutant, planted};
+use crate::pg::PgStatus;
 use crate::time::NodeTime;
 
 impl Machine {
@@ -31,16 +33,33 @@ impl Machine {
         let there = cluster.leader.as_ref().map(|leader| leader.record.epoch);
         match (ours, there) {
             (Some(ours), Some(there)) if ours == there => {
-                let clear = self.clear_of_others(cluster);
+                if self
+                    .facts
+                    .holding
+                    .as_ref()
+                    .is_some_and(|held| held.clear.is_none())
+                {
+                    self.facts.others_until = self
+                        .facts
+                        .others_until
+                        .max(Some(self.clear_of_others(cluster)));
+                }
+                // It was not passed on, and nothing is under way that could.
+                if !self.facts.unsettled && self.facts.lanes.lease.is_none() {
+                    self.facts.succeeding = None;
+                }
                 if let Some(held) = self.facts.holding.as_mut() {
                     held.confirmed = held.confirmed.max(at);
-                    held.clear = held.clear.or(Some(clear));
+                    held.clear = held.clear.or(self.facts.others_until);
                 }
             }
             // A snapshot from before our acquisition says nothing about it.
             (Some(ours), _) if cluster.revision.0 < ours.0 => return,
             (Some(_), _) => self.facts.give_up(),
             (None, _) => {}
+        }
+        if planted(Mutant::AdoptByName) {
+            self.adopt_by_name(at, cluster);
         }
         let facts = &mut self.facts;
         let me = &self.identity.name;
@@ -72,6 +91,24 @@ impl Machine {
             return;
         }
         self.lock_is_free(cluster);
+    }
+
+    /// The mistake of a node that takes a key with its name for its own.
+    fn adopt_by_name(&mut self, at: NodeTime, cluster: &Cluster) {
+        let facts = &mut self.facts;
+        if let Some(leader) = &cluster.leader
+            && leader.name.as_ref() == Some(&self.identity.name)
+            && facts.holding.is_none()
+            && let Some(id) = leader.record.lease_id
+        {
+            let epoch = leader.record.epoch;
+            let lease = Lease {
+                epoch,
+                secret: LeaseSecret(format!("{id}@{epoch}")),
+                ttl: facts.config.ttl,
+            };
+            facts.holding = Some(Holding::new(lease, at));
+        }
     }
 
     /// What it means that nobody has the key, for the last one that is known to have had it.
@@ -122,6 +159,14 @@ impl Machine {
         vouched_by_record(before, cluster);
     }
 
+    /// Whether the data directory has a cluster that others may know of.
+    fn has_data(&self) -> bool {
+        let status = self.facts.pg.as_ref().map(|seen| &seen.value);
+        status
+            .and_then(PgStatus::control)
+            .is_some_and(|control| !control.provisional)
+    }
+
     /// Returns when all who may have held the lock before this holding cannot write any more.
     ///
     /// What was waited for or proven before the lock was taken was about the last holder that this
@@ -141,9 +186,11 @@ impl Machine {
             Some(record) => {
                 Some(record.epoch) > known && Some(record.epoch) != ours && record.taken
             }
-            None => facts.record_seen,
+            // Every holder leaves one before it writes. A node with data that finds none looks at
+            // a store that was wiped, and whoever held the lock before that may be writing.
+            None => facts.record_seen || (self.has_data() && !planted(Mutant::WipeForgotten)),
         };
-        if kept || !unseen {
+        if kept || !unseen || planted(Mutant::OthersNotAwaited) {
             return facts.now;
         }
         let longest = before.map_or(Duration::ZERO, Predecessor::longest);
@@ -172,6 +219,12 @@ impl Older {
             same && record.taken && Some(record.epoch) < epoch
         });
         let older = of_before.max(recorded.and_then(|record| record.ttl));
+        if planted(Mutant::OlderLeaseForgotten) {
+            return Self {
+                until: None,
+                ttl: None,
+            };
+        }
         let carried = known.and_then(|p| p.older_until);
         let longer = older.filter(|older| Some(*older) > ttl);
         let unknown = told_by(cluster.release.as_ref(), leader).is_none();

@@ -26,9 +26,19 @@ pub(super) fn next_write(view: &View<'_>) -> Option<WriteRequest> {
         return None;
     }
     holding(view)
-        .or_else(|| leader_writes(view))
+        .or_else(|| leader_writes(view).filter(|request| !was_written(view, request)))
         .or_else(|| announce(view))
         .or_else(|| leader_status(view))
+}
+
+/// Whether exactly this was written since the latest snapshot left, which cannot show it yet.
+fn was_written(view: &View<'_>, request: &WriteRequest) -> bool {
+    let WriteRequest::Put(key, value, _) = request else {
+        return false;
+    };
+    let read_at = view.facts.cluster.as_ref().map(|seen| seen.at);
+    let last = view.facts.written.documents.get(key);
+    last.is_some_and(|(at, written)| written == value && read_at <= Some(*at))
 }
 
 /// Returns when the next write is due although nothing changes.

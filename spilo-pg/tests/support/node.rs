@@ -274,23 +274,28 @@ impl Node {
         }
     }
 
-    /// Runs statements as a client would.
+    /// Runs statements as a client would, and returns the last value that comes back.
     pub(crate) async fn sql(&self, statements: &str) -> String {
+        self.try_sql(statements).await.unwrap()
+    }
+
+    /// Runs statements as a client would that may find the server gone.
+    pub(crate) async fn try_sql(&self, statements: &str) -> Result<String, tokio_postgres::Error> {
         let conninfo = format!(
             "host=127.0.0.1 port={} user=postgres password=super:secret dbname=postgres",
             self.port
         );
-        let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await.unwrap();
+        let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await?;
         let driver = tokio::spawn(connection);
-        let messages = client.simple_query(statements).await.unwrap();
+        let messages = client.simple_query(statements).await;
         driver.abort();
         let mut value = String::new();
-        for message in messages {
+        for message in messages? {
             if let tokio_postgres::SimpleQueryMessage::Row(row) = message {
                 value = row.get(0).unwrap_or_default().to_owned();
             }
         }
-        value
+        Ok(value)
     }
 
     pub(crate) fn processes(&self) -> Vec<u32> {

@@ -27,6 +27,13 @@ pub(crate) struct Arguments {
     /// Print the configuration in effect, with secrets masked, and start nothing
     #[arg(short, long)]
     pub(crate) print: bool,
+
+    /// Keep a journal of everything that the node was told and decided, for `explain`
+    ///
+    /// A new one is added to what is in FILE; at 64 MiB that is renamed to FILE.old. It holds the
+    /// secrets of leases, so that nobody else may read it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) journal: Option<PathBuf>,
 }
 
 const MANUAL: &str = "\
@@ -52,6 +59,8 @@ Exit status:
 Examples:
   spilo-agent --validate-config /etc/spilo/agent.yml
   spilo-agent /etc/spilo/agent.yml
+  spilo-agent --journal /var/lib/spilo/journal /etc/spilo/agent.yml
+  explain /var/lib/spilo/journal      # what the node decided, and why
   kill -USR1 $(pidof spilo-agent)     # then start the new version
 
 A configuration for one node, complete but for certificates:

@@ -5,6 +5,7 @@
 
 mod cli;
 mod doors;
+mod journal;
 mod load;
 mod logging;
 mod notify;
@@ -14,6 +15,7 @@ mod run;
 mod wiring;
 mod yaml;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
 
 fn begin(arguments: &Arguments) -> Result<ExitCode, Faults> {
     let source = Source::new(arguments.config.as_deref()).map_err(fault)?;
+    let journal = arguments.journal.as_deref().map(std::path::absolute);
+    let journal = journal.transpose().context("--journal").map_err(fault)?;
     // An agent that stood in the data directory could be taken for a process of the server.
     std::env::set_current_dir("/")
         .context("cannot change to the directory /")
@@ -54,7 +58,7 @@ fn begin(arguments: &Arguments) -> Result<ExitCode, Faults> {
     if arguments.print {
         return Ok(ExitCode::SUCCESS);
     }
-    start(parsed, source)
+    start(parsed, source, journal)
 }
 
 fn validate(parsed: &Parsed, ports: bool) -> Result<ExitCode, Faults> {
@@ -69,7 +73,7 @@ fn validate(parsed: &Parsed, ports: bool) -> Result<ExitCode, Faults> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start(parsed: Parsed, source: Source) -> Result<ExitCode, Faults> {
+fn start(parsed: Parsed, source: Source, journal: Option<PathBuf>) -> Result<ExitCode, Faults> {
     let faults = preflight::check(&parsed.local, true);
     if !faults.is_empty() {
         return Err(Faults(faults));
@@ -87,7 +91,7 @@ fn start(parsed: Parsed, source: Source) -> Result<ExitCode, Faults> {
     if let Some(warning) = wiring::as_root(&parsed.local).map_err(fault)? {
         tracing::warn!("{warning}");
     }
-    match run::run(parsed, source, level) {
+    match run::run(parsed, source, level, journal) {
         Ok(Exit::Stopped) => tracing::info!("stopped, and PostgreSQL with it"),
         Ok(Exit::Detached) => tracing::info!("detached; PostgreSQL goes on under its guard"),
         Ok(Exit::Fatal(why)) => {

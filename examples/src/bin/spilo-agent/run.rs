@@ -1,6 +1,7 @@
 //! A node, from its configuration to its end.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,22 +19,32 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::doors::Doors;
+use crate::journal::Sink;
 use crate::load::Source;
 use crate::logging::LevelHandle;
 use crate::notify::Notifier;
-use crate::{reload, wiring};
+use crate::{journal, reload, wiring};
 
 /// Runs the node until it is told to stop or cannot go on.
-pub(crate) fn run(parsed: Parsed, source: Source, level: LevelHandle) -> Result<Exit> {
+pub(crate) fn run(
+    parsed: Parsed,
+    source: Source,
+    level: LevelHandle,
+    journal: Option<PathBuf>,
+) -> Result<Exit> {
     // One thread for everything that waits, which is nearly all that an agent does; what blocks
     // (files, names) has threads of its own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the runtime of the agent")?;
-    let exit = runtime.block_on(node(parsed.local, source, level));
+    let (sink, writer) = journal.map(journal::keep).transpose()?.unzip();
+    let exit = runtime.block_on(node(parsed.local, source, level, sink));
     // What blocks still (a look-up of a name, a file system that hangs) is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    if let Some(writer) = writer {
+        writer.finish();
+    }
     exit
 }
 
@@ -49,7 +60,12 @@ pub(crate) struct Running {
     pub(crate) notifier: Notifier,
 }
 
-async fn node(local: Local, source: Source, level: LevelHandle) -> Result<Exit> {
+async fn node(
+    local: Local,
+    source: Source,
+    level: LevelHandle,
+    journal: Option<Sink>,
+) -> Result<Exit> {
     let notifier = Notifier::from_environment();
     // Before anything else: the default of some of these is to end the process.
     let mut signals = Signals::new()?;
@@ -77,7 +93,10 @@ async fn node(local: Local, source: Source, level: LevelHandle) -> Result<Exit> 
         peers: Arc::clone(&peers) as _,
         clock,
     };
-    let (agent, handle) = Agent::new(identity, backends);
+    let (mut agent, handle) = Agent::new(identity, backends);
+    if let Some(mut sink) = journal {
+        agent = agent.with_journal(move |line| sink.take(line));
+    }
     let api = Api::new(Arc::new(handle.clone()), api)?;
 
     let (stop, stopped) = watch::channel(false);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::waiting::{Boxed, all, either};
+use super::super::waiting::{Boxed, all, either};
 use super::{
     Laboratory, MARGIN, STEP, acquired, bytes, kind, name, shortest, snapshot, until_free, value,
 };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::waiting::{Boxed, all};
+use super::super::waiting::{Boxed, all};
 use super::{
     Laboratory, MARGIN, STEP, acquired, assert_holds, bytes, kind, name, shortest, snapshot,
     until_free, value,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::waiting::dropped_after;
+use super::super::waiting::dropped_after;
 use super::{Laboratory, acquired, assert_holds, bytes, name, snapshot};
 
 /// An acquire dropped at any of its await points leaves nothing behind once it was settled: no

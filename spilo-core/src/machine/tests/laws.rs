@@ -34,6 +34,9 @@ fn f10_the_lease_is_renewed_in_every_quarter_of_its_time() {
             last = trace.now;
             trace.answer_lease(Ok(LeaseAnswer::Done));
         }
+        if trace.read.is_some() {
+            trace.snapshot(led_by("a", 30));
+        }
     }
     assert!(trace.now.since(last) <= Duration::from_millis(2600));
 }

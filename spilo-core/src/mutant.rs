@@ -1,0 +1,129 @@
+//! Planted bugs. Each is a mistake that somebody made or could make, and something must notice it:
+//! `cargo xtask mutants` plants one after the other and looks what does.
+//!
+//! Without `--cfg spilo_mutants` none is planted, and the compiler removes the places.
+
+macro_rules! mutants {
+    ($($(#[doc = $doc:literal])+ $mutant:ident,)*) => {
+        /// A mistake.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(not(spilo_mutants), expect(unreachable_pub, reason = "the tests of mutants use it"))]
+        #[repr(u8)]
+        pub enum Mutant {
+            $($(#[doc = $doc])+ $mutant,)*
+        }
+
+        #[cfg(spilo_mutants)]
+        impl Mutant {
+            /// Every mistake, with what it is.
+            pub const ALL: &[(Self, &str)] = &[$((Self::$mutant, concat!($($doc),+)),)*];
+        }
+    };
+}
+
+mutants! {
+    /// A lease counts from when the answer came.
+    LeaseFromAnswer,
+    /// Writes end when the lease does.
+    NoFenceMargin,
+    /// A lease is trusted by its renewals alone.
+    UnconfirmedRenewal,
+    /// A promotion goes on when the lock is lost.
+    PromotionNotCancelled,
+    /// An epoch that was given up is held again.
+    GivenUpEpochHeld,
+    /// The result of an older operation is taken for the present one's.
+    StaleOpResult,
+    /// A request without an answer is taken for one that was refused.
+    IndeterminateIsRefusal,
+    /// Timelines are compared by their numbers.
+    TimelineByNumber,
+    /// A standby may be promoted however far behind it is.
+    LagIgnored,
+    /// A lock that vanished is taken for a lease that ended.
+    VanishedIsEnded,
+    /// A lease that was revoked early is taken for one that ended of age.
+    RevokedIsAged,
+    /// Nobody asks whether the holder had a longer lease before.
+    OlderLeaseForgotten,
+    /// A lock that was passed to a shorter lease is lived by as long as the older one lasts.
+    SuccessionIgnored,
+    /// Consent is given while an attempt to take the lock is under way.
+    ConsentWhileAcquiring,
+    /// The promise that goes with a consent is not kept.
+    PromiseForgotten,
+    /// A consent is lived by although the lock was released for a successor.
+    ConsentOutlivesRelease,
+    /// The consent of most members is enough.
+    ConsentByMajority,
+    /// The consent of another cluster's member counts.
+    StrangersConsent,
+    /// Whoever is not in the failsafe list may take the lock.
+    UnlistedAcquires,
+    /// After a restart the lock is held by its name.
+    AdoptByName,
+    /// The guard's deadline moves when a renewal is asked for, not when it succeeded.
+    DeadlineOnRequest,
+    /// A promotion that failed is taken for one that was never ordered.
+    PromotionOrderForgotten,
+    /// A snapshot from the past is taken.
+    StaleSnapshot,
+    /// Writes begin before the store has the record of the holding.
+    RecordNotAwaited,
+    /// Writes begin before those who held the lock before cannot write.
+    OthersNotAwaited,
+    /// A store without the record of any holder is taken for one that never had a holder.
+    WipeForgotten,
+    /// A node that lost its data begins a new cluster when the store is wiped.
+    LossTakenForNew,
+    /// What was tried on old data counts against new ones.
+    OldDataRemembered,
+}
+
+#[cfg(spilo_mutants)]
+mod planting {
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    use super::Mutant;
+
+    const NONE: u8 = u8::MAX;
+
+    fn now() -> &'static AtomicU8 {
+        static NOW: OnceLock<AtomicU8> = OnceLock::new();
+        NOW.get_or_init(|| {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "tests of mutants alone come here"
+            )]
+            let name = std::env::var("SPILO_MUTANT").unwrap_or_default();
+            let named = Mutant::ALL
+                .iter()
+                .find(|(mutant, _)| format!("{mutant:?}") == name);
+            assert!(
+                name.is_empty() || named.is_some(),
+                "no mutant is named {name}"
+            );
+            AtomicU8::new(named.map_or(NONE, |(mutant, _)| *mutant as u8))
+        })
+    }
+
+    /// Plants one mistake in this process, or none.
+    pub fn plant(mutant: Option<Mutant>) {
+        now().store(mutant.map_or(NONE, |m| m as u8), Ordering::Relaxed);
+    }
+
+    pub(crate) fn planted(mutant: Mutant) -> bool {
+        now().load(Ordering::Relaxed) == mutant as u8
+    }
+}
+
+#[cfg(spilo_mutants)]
+pub use planting::plant;
+#[cfg(spilo_mutants)]
+pub(crate) use planting::planted;
+
+#[cfg(not(spilo_mutants))]
+pub(crate) const fn planted(_: Mutant) -> bool {
+    false
+}
