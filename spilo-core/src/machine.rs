@@ -215,7 +215,7 @@ pub enum ReadAnswer {
 /// A request on the write lane.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum WriteRequest {
-    /// Write this node's member record.
+    /// Write this node's member record, to last for this long.
     Announce(
         #[serde(with = "crate::journal::form::bytes")] Bytes,
         Duration,

@@ -385,6 +385,28 @@ impl PgOp {
         }
     }
 
+    /// Returns the server that it copies, rewinds to or streams from, if it names one.
+    pub fn upstream(&self) -> Option<&Upstream> {
+        match self {
+            Self::Clone { from, .. } | Self::Rewind { from } => Some(from),
+            Self::Follow { upstream }
+            | Self::Start {
+                role: StartRole::Standby { upstream },
+            } => upstream.as_ref(),
+            Self::Start {
+                role: StartRole::Primary,
+            }
+            | Self::Bootstrap { .. }
+            | Self::Confirm
+            | Self::Promote
+            | Self::Stop
+            | Self::HandOver { .. }
+            | Self::Configure { .. }
+            | Self::Slots { .. }
+            | Self::Checkpoint => None,
+        }
+    }
+
     /// Returns its kind.
     pub fn kind(&self) -> PgOpKind {
         match self {

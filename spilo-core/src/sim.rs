@@ -44,6 +44,7 @@ mod node;
 mod oracle;
 #[cfg(feature = "agent")]
 mod outside;
+mod peers;
 mod plan;
 mod queue;
 mod requests;
@@ -79,8 +80,8 @@ pub use plan::{Outcome, Plan};
 use clients::Clients;
 use network::{End, Network};
 use node::{LocalClock, Mind, Node};
+use peers::Round;
 use queue::{Item, Queue};
-use requests::Round;
 use story::Story;
 
 /// A cluster and everything around it.

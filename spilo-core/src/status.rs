@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use crate::cluster::{Cluster, NodeState};
 use crate::config::DynamicConfig;
 use crate::ids::{Epoch, MemberName, Scope};
-use crate::pg::PgStatus;
+use crate::peer::PeerStatus;
+use crate::pg::{PgStatus, Role, Running};
 use crate::time::NodeTime;
 
 /// The state of a node at one moment, with the age of everything in it.
@@ -94,6 +95,30 @@ impl Status {
             .as_ref()
             .and_then(PgStatus::running)
             .is_some_and(|r| r.is_primary())
+    }
+
+    /// Returns what the node tells a peer that asks, as [`Peers`](crate::Peers) bring it.
+    pub fn as_peer(&self) -> PeerStatus {
+        let running = self.postgres.as_ref().and_then(PgStatus::running);
+        let streams = |running: &Running| {
+            matches!(
+                running.role,
+                Role::Standby {
+                    streaming: true,
+                    ..
+                }
+            )
+        };
+        PeerStatus {
+            name: Some(self.name.clone()),
+            scope: Some(self.scope.to_string()),
+            primary: running.is_some_and(Running::is_primary),
+            position: running.map(|r| r.position().lsn),
+            timeline: running.map(|r| r.timeline),
+            no_failover: false,
+            streaming: running.is_some_and(streams),
+            cannot_write: self.cannot_write(),
+        }
     }
 
     /// Returns whether it knows that no server of this node takes writes, nor will before it takes

@@ -137,7 +137,9 @@ pub(super) async fn operation(
 ) -> Event {
     let kind: PgOpKind = op.kind();
     let progress = Progress::to(move |line| tracing::info!("{kind}: {line}"));
+    // What has ended ended as it did, although somebody stops it in the same moment.
     let result = tokio::select! {
+        biased;
         result = postgres.run(op, progress) => result.map_err(|error| pg_failure(&error)),
         Ok(()) = stopped => Err(Failure::new(PgErrorKind::Retry, format!("{kind} was stopped"))),
     };

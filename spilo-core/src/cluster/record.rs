@@ -1,13 +1,14 @@
 //! This node's own member record.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::MemberRole;
 use crate::wal::{Lsn, Timeline};
 
 /// What a node announces about itself.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MemberRecord {
     /// Where its PostgreSQL listens.
     pub conn_url: String,
@@ -22,6 +23,7 @@ pub struct MemberRecord {
     /// Whether it is a primary whose checkpoint after the promotion is still to come.
     pub checkpoint_pending: bool,
     /// Its tags.
+    #[serde(with = "crate::journal::form::object")]
     pub tags: Map<String, Value>,
     /// Settings that wait for a restart: name, value now, value wanted.
     pub pending_restart: Vec<(String, String, String)>,
@@ -31,14 +33,14 @@ pub struct MemberRecord {
     pub replay_lsn: Option<Lsn>,
     /// The end of what it received, for a replica.
     pub receive_lsn: Option<Lsn>,
-    /// `streaming`, for a replica that does.
-    pub replication_state: Option<&'static str>,
+    /// Whether it is a replica that receives the log from a server at this moment.
+    pub streaming: bool,
     /// Its timeline.
     pub timeline: Option<Timeline>,
 }
 
 /// The state of a node, in the words of the contract.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum NodeState {
     /// A bootstrap runs.
     Initializing,
@@ -68,6 +70,17 @@ impl MemberRecord {
     /// Returns the bytes to store.
     pub fn to_bytes(&self) -> Bytes {
         encode(&Value::Object(self.to_map()))
+    }
+
+    /// Whether the two say the same but for positions, whose change alone is no news.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let moved = Self {
+            xlog_location: other.xlog_location,
+            replay_lsn: other.replay_lsn,
+            receive_lsn: other.receive_lsn,
+            ..self.clone()
+        };
+        moved == *other
     }
 
     fn to_map(&self) -> Map<String, Value> {
@@ -106,8 +119,8 @@ impl MemberRecord {
                 put(key, lsn.0.into());
             }
         }
-        if let Some(state) = self.replication_state {
-            put("replication_state", state.into());
+        if self.streaming {
+            put("replication_state", "streaming".into());
         }
         if let Some(timeline) = self.timeline {
             put("timeline", timeline.0.into());

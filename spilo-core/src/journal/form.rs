@@ -22,27 +22,6 @@ pub(crate) mod bytes {
     }
 }
 
-/// Bytes with the time of something.
-pub(crate) mod dated_bytes {
-    use super::{Bytes, Deserialize as _, Deserializer, Owned, Serialize as _, Serializer, Text};
-    use crate::time::NodeTime;
-
-    pub(crate) fn serialize<S: Serializer>(
-        value: &Option<(NodeTime, Bytes)>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        let shown = value.as_ref().map(|(at, value)| (at, Text(value)));
-        shown.serialize(to)
-    }
-
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Option<(NodeTime, Bytes)>, D::Error> {
-        let read = Option::<(NodeTime, Owned)>::deserialize(from)?;
-        Ok(read.map(|(at, owned)| (at, owned.0)))
-    }
-}
-
 /// Documents by their key, each with the time of something.
 pub(crate) mod dated_documents {
     use super::{BTreeMap, Bytes, Deserialize as _, Deserializer, Owned, Serializer, Text};

@@ -270,9 +270,7 @@ impl Machine {
         let facts = &mut self.facts;
         facts.lanes.write_failed = result.is_err().then_some(facts.now);
         match (sent.what, result) {
-            (WriteRequest::Announce(record, _), Ok(())) => {
-                facts.written.member = Some((sent.at, record));
-            }
+            (WriteRequest::Announce(..), Ok(())) => facts.written.member = Some(sent.at),
             (WriteRequest::Put(key, value, _), Ok(())) => {
                 if let Some(held) = facts.holding.as_mut()
                     && key == Key::Release

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::facts::Sent;
-use super::lease::{deadline, renew_every};
+use super::lease::{Holding, deadline, renew_every};
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
@@ -211,11 +211,18 @@ impl Machine {
             return self.send_lease(request, commands);
         }
         let detaching = facts.detach.is_some_and(|ordered| held.renewed < ordered);
-        let due = facts.now.since(held.renewed) >= renew_every(held.lease.ttl);
+        let (renewed, confirmed) = self.ages(held);
+        let due = is_due(renewed, confirmed, renew_every(held.lease.ttl));
         let retry = facts.ago(facts.lanes.lease_failed) >= RETRY;
         if (due || detaching) && retry {
             self.send_lease(LeaseRequest::Renew(held.lease.clone()), commands);
         }
+    }
+
+    /// How long ago the lock was renewed, and confirmed.
+    fn ages(&self, held: &Holding) -> (Duration, Duration) {
+        let now = self.facts.now;
+        (now.since(held.renewed), now.since(held.confirmed))
     }
 
     fn is_initialized(&self) -> bool {
@@ -285,7 +292,10 @@ impl Machine {
         }
         let spent = facts.ago(facts.lanes.read_at);
         let due = match &facts.holding {
-            Some(held) => facts.now.since(held.confirmed) >= renew_every(held.lease.ttl),
+            Some(held) => {
+                let (renewed, confirmed) = self.ages(held);
+                is_due(confirmed, renewed, renew_every(held.lease.ttl))
+            }
             None if self.is_urgent() => spent >= URGENT * 3,
             // The watch tells of changes; this is for a watch that has gone silent.
             None => spent >= facts.config.loop_wait.min(facts.config.ttl * 3 / 5),
@@ -335,7 +345,8 @@ impl Machine {
             (false, true) => BUSY,
             (false, false) => IDLE,
         };
-        if facts.lanes.observe_wanted || spent >= every {
+        let due = spent >= every || (!commands.is_empty() && spent >= every * 3 / 4);
+        if facts.lanes.observe_wanted || due {
             let ticket = self.facts.ticket();
             self.facts.lanes.observe_wanted = false;
             self.facts.lanes.observe = Some(Sent {
@@ -474,6 +485,9 @@ impl Machine {
     pub(super) fn send_write(&mut self, request: WriteRequest, commands: &mut Vec<Command>) {
         let failed = self.facts.ago(self.facts.lanes.write_failed) < RETRY;
         if self.facts.lanes.write.is_none() && !failed {
+            if let WriteRequest::Announce(..) = &request {
+                self.facts.written.record = Some(report::record(&self.view()));
+            }
             let ticket = self.facts.ticket();
             self.facts.lanes.write = Some(Sent {
                 ticket,
@@ -497,6 +511,13 @@ impl Machine {
         });
         commands.push(Command::Guard(ticket, request));
     }
+}
+
+/// Whether a renewal or a confirmation is due. Whichever is due first takes the other along if
+/// half of its time is over: the holding is as old as the older of the two, and an idle node
+/// spends more on each moment at which it wakes than on what it does then.
+fn is_due(age: Duration, other: Duration, every: Duration) -> bool {
+    age >= every || (other >= every && age >= every / 2)
 }
 
 /// Returns how often a follower asks a leader that seems well. The lock of one that died ends

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lease::{Consent, Holding, Predecessor, Promise};
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, MemberRecord};
 use crate::config::DynamicConfig;
 use crate::dcs::{Key, Lease};
 use crate::guard::{Deadline, GuardErrorKind, GuardStatus};
@@ -245,9 +245,10 @@ pub struct Sent<T> {
 /// What was written last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Written {
-    /// The member record, and when.
-    #[serde(with = "crate::journal::form::dated_bytes")]
-    pub member: Option<(NodeTime, Bytes)>,
+    /// When the member record was; `None` if the last attempt failed.
+    pub member: Option<NodeTime>,
+    /// What the member record says that was sent last.
+    pub record: Option<MemberRecord>,
     /// The documents, and when.
     #[serde(with = "crate::journal::form::dated_documents")]
     pub documents: BTreeMap<Key, (NodeTime, Bytes)>,

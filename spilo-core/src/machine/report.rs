@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::duties::NOTHING_ASKED;
 use super::{Facts, Identity, WriteRequest};
@@ -43,8 +43,7 @@ fn was_written(view: &View<'_>, request: &WriteRequest) -> bool {
 
 /// Returns when the next write is due although nothing changes.
 pub(super) fn next_write_at(view: &View<'_>) -> Option<NodeTime> {
-    let (at, _) = view.facts.written.member.as_ref()?;
-    Some(*at + ANNOUNCE_EVERY)
+    Some(view.facts.written.member? + ANNOUNCE_EVERY)
 }
 
 /// Returns the state of this node in the words of the contract.
@@ -181,25 +180,26 @@ fn holding(view: &View<'_>) -> Option<WriteRequest> {
 
 fn announce(view: &View<'_>) -> Option<WriteRequest> {
     let record = record(view);
-    let bytes = record.to_bytes();
-    let due = match &view.facts.written.member {
-        None => true,
-        Some((at, last)) => {
-            let spent = view.now().since(*at);
+    let written = &view.facts.written;
+    let due = match (written.member, &written.record) {
+        (None, _) | (_, None) => true,
+        (Some(at), Some(last)) => {
+            let spent = view.now().since(at);
             let there = view
                 .cluster()
                 .is_some_and(|c| c.members.contains_key(&view.me.name));
             let lost = !there && spent >= Duration::from_secs(1);
-            let moved = *last != bytes;
-            let told = without_positions(last) != without_positions(&bytes);
-            lost || told || (moved && spent >= view.config().loop_wait) || spent >= ANNOUNCE_EVERY
+            lost || spent >= ANNOUNCE_EVERY
+                || !record.is_like(last)
+                || (record != *last && spent >= view.config().loop_wait)
         }
     };
     let ttl = view.config().ttl.saturating_mul(3).max(MEMBER_TTL);
-    due.then_some(WriteRequest::Announce(bytes, ttl))
+    due.then_some(WriteRequest::Announce(record.to_bytes(), ttl))
 }
 
-fn record(view: &View<'_>) -> MemberRecord {
+/// Returns what this node says of itself in its member record.
+pub(super) fn record(view: &View<'_>) -> MemberRecord {
     let running = view.running();
     let mut record = MemberRecord {
         conn_url: view.me.conn_url.clone(),
@@ -215,7 +215,7 @@ fn record(view: &View<'_>) -> MemberRecord {
         xlog_location: view.position().map(|p| p.lsn),
         replay_lsn: None,
         receive_lsn: None,
-        replication_state: None,
+        streaming: false,
         timeline: view.position().map(|p| p.timeline),
     };
     if let Some(Role::Standby {
@@ -227,18 +227,9 @@ fn record(view: &View<'_>) -> MemberRecord {
     {
         record.receive_lsn = Some(*received).filter(|lsn| lsn.0 > 0);
         record.replay_lsn = Some(*replayed).filter(|lsn| lsn.0 > 0);
-        record.replication_state = streaming.then_some("streaming");
+        record.streaming = *streaming;
     }
     record
-}
-
-/// What a change of positions alone does not make worth a write before the next loop.
-fn without_positions(record: &Bytes) -> Option<Map<String, Value>> {
-    let mut map: Map<String, Value> = serde_json::from_slice(record).ok()?;
-    for key in ["xlog_location", "replay_lsn", "receive_lsn"] {
-        map.shift_remove(key);
-    }
-    Some(map)
 }
 
 /// What only the leader writes, and what others wait for.
@@ -326,19 +317,22 @@ fn history(view: &View<'_>, epoch: Epoch) -> Option<WriteRequest> {
     if keep > 0 && entries.len() > keep {
         entries.drain(..entries.len() - keep);
     }
-    let bytes = HistoryEntry::list_to_bytes(&entries);
     let same = view
         .cluster()?
         .history
         .as_ref()
         .is_some_and(|k| *k == entries);
+    if same {
+        return None;
+    }
+    let bytes = HistoryEntry::list_to_bytes(&entries);
     let written = view
         .facts
         .written
         .documents
         .get(&Key::History)
         .map(|(_, b)| b);
-    if same || (written == Some(&bytes) && view.cluster()?.history.is_some()) {
+    if written == Some(&bytes) && view.cluster()?.history.is_some() {
         return None;
     }
     Some(WriteRequest::Put(
@@ -385,6 +379,12 @@ fn leader_status(view: &View<'_>) -> Option<WriteRequest> {
     let Role::Primary { written } = running.role else {
         return None;
     };
+    let last = view.facts.written.documents.get(&Key::Status);
+    let spent = last.map(|(at, _)| view.now().since(*at));
+    let gone = cluster.status.is_none() && spent >= Some(Duration::from_secs(1));
+    if !gone && spent.is_some_and(|spent| spent < STATUS_EVERY.max(view.config().ttl / 4)) {
+        return None;
+    }
     let slots = running
         .slots
         .iter()
@@ -399,22 +399,19 @@ fn leader_status(view: &View<'_>) -> Option<WriteRequest> {
         .filter(|(_, seen)| view.now().since(**seen) < keep)
         .map(|(slot, _)| slot.to_string())
         .collect();
-    let old = cluster.status.clone().unwrap_or_default();
     let keeps = !keep.is_zero();
     let status = StatusDocument {
         optime: Some(written),
         slots: if keeps { slots } else { BTreeMap::new() },
         retain_slots: if keeps { retain } else { Default::default() },
-        other: old.other,
+        other: cluster
+            .status
+            .as_ref()
+            .map(|s| s.other.clone())
+            .unwrap_or_default(),
     };
     let bytes = status.to_bytes();
-    let last = view.facts.written.documents.get(&Key::Status);
-    let gone = cluster.status.is_none();
-    let due = last.is_none_or(|(at, value)| {
-        let spent = view.now().since(*at);
-        (*value != bytes && spent >= STATUS_EVERY.max(view.config().ttl / 4))
-            || (gone && spent >= Duration::from_secs(1))
-    });
+    let due = gone || last.is_none_or(|(_, value)| *value != bytes);
     due.then_some(WriteRequest::Put(Key::Status, bytes, Expect::Leader(epoch)))
 }
 

@@ -1,35 +1,22 @@
 //! How what an agent wants done is done: each request takes effect at one moment, if at all, and
 //! is answered at a later one, if at all.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use super::network::End;
 use super::node::Mind;
 use super::queue::{Item, StoreBody, StoreCall};
 use super::server::{Begun, Order, stopped};
-use super::{Sim, address, as_u64, n_name, node_at};
+use super::{Sim, address, n_name, node_at};
 use crate::dcs::DcsErrorKind;
 use crate::guard::GuardErrorKind;
-use crate::ids::{MemberName, OpId};
+use crate::ids::OpId;
 use crate::machine::{
     Command, Event, Failure, GuardRequest, LeaseAnswer, LeaseRequest, Limits, ReadAnswer,
     ReadRequest, Ticket, WriteRequest,
 };
-use crate::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
-use crate::pg::{PgErrorKind, PgOp, Role, StartRole, Upstream};
+use crate::pg::{PgErrorKind, PgOp, Upstream};
 use crate::store::Conflict;
 use crate::time::NodeTime;
 use crate::wal::Lsn;
-
-/// A round of questions for consent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Round {
-    from: usize,
-    life: u64,
-    ticket: Ticket,
-    waits_for: BTreeSet<usize>,
-    accepted: BTreeMap<MemberName, Option<Lsn>>,
-}
 
 impl Sim {
     /// Sends on its way what the agent of a node wants done.
@@ -137,7 +124,7 @@ impl Sim {
         }
     }
 
-    fn deliver(&mut self, n: usize, life: u64, event: Event) {
+    pub(super) fn deliver(&mut self, n: usize, life: u64, event: Event) {
         let node = &mut self.nodes[n];
         if node.life != life {
             return;
@@ -162,16 +149,16 @@ impl Sim {
         }
     }
 
-    fn answer(&mut self, n: usize, life: u64, delay: u64, event: Event) {
+    pub(super) fn answer(&mut self, n: usize, life: u64, delay: u64, event: Event) {
         self.queue
             .put(self.now + delay, Item::Deliver(n, life, event));
     }
 
-    fn way(&mut self) -> u64 {
+    pub(super) fn way(&mut self) -> u64 {
         self.conditions.way(&mut self.chance)
     }
 
-    fn limits(&self, n: usize) -> Option<Limits> {
+    pub(super) fn limits(&self, n: usize) -> Option<Limits> {
         match &self.nodes[n].mind {
             Mind::Machine(machine) => Some(Limits::of(machine.facts())),
             Mind::None | Mind::Outside { .. } => None,
@@ -365,7 +352,7 @@ impl Sim {
 
     fn start_op(&mut self, n: usize, id: OpId, op: &PgOp) {
         self.nodes[n].op = Some(id);
-        let upstream = upstream_of(op).and_then(|up| node_at(&up.conn_url));
+        let upstream = op.upstream().and_then(|up| node_at(&up.conn_url));
         let source = upstream
             .filter(|up| *up < self.nodes.len() && *up != n)
             .filter(|up| self.network.joins(End::Node(*up), End::Node(n)))
@@ -496,126 +483,6 @@ impl Sim {
         self.answer(n, life, 1, Event::Guard(ticket, result));
     }
 
-    // The others.
-
-    fn ask_peer(&mut self, n: usize, ticket: Ticket, name: &MemberName, url: &str) {
-        let life = self.nodes[n].life;
-        let Some(peer) = node_at(url).filter(|peer| *peer < self.nodes.len()) else {
-            return self.tell_agent(n, Event::PeerAnswered(ticket, name.clone(), None));
-        };
-        let there = self.way() + 1;
-        let item = Item::PeerAsked {
-            from: n,
-            life,
-            ticket,
-            peer,
-        };
-        self.queue.put(self.now + there, item);
-    }
-
-    fn peer_asked(&mut self, from: usize, life: u64, ticket: Ticket, peer: usize) {
-        let reached = self.network.joins(End::Node(from), End::Node(peer));
-        let there = &self.nodes[peer];
-        let status = if reached && there.answers() {
-            there.status().map(|status| peer_status(&status))
-        } else {
-            None
-        };
-        let back = match (&status, reached && !there.is_alive()) {
-            (Some(_), _) => self.way() + 1,
-            // Nobody listens, which is told at once.
-            (None, true) => self.way() + 1,
-            (None, false) => 1000,
-        };
-        let name = self.nodes[peer].identity.name.clone();
-        self.answer(from, life, back, Event::PeerAnswered(ticket, name, status));
-    }
-
-    fn ask_consent(
-        &mut self,
-        n: usize,
-        ticket: Ticket,
-        members: &BTreeMap<MemberName, String>,
-        request: &ConsentRequest,
-    ) {
-        self.round += 1;
-        let round = self.round;
-        let peers: BTreeSet<usize> = members
-            .values()
-            .filter_map(|url| node_at(url))
-            .filter(|peer| *peer < self.nodes.len())
-            .collect();
-        for peer in &peers {
-            let there = self.way() + 1;
-            let item = Item::ConsentAsked {
-                round,
-                peer: *peer,
-                request: Box::new(request.clone()),
-            };
-            self.queue.put(self.now + there, item);
-        }
-        let limit = self
-            .limits(n)
-            .map_or(1000, |limits| limits.consent.as_millis());
-        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        self.queue.put(self.now + limit, Item::ConsentOver(round));
-        let asked = Round {
-            from: n,
-            life: self.nodes[n].life,
-            ticket,
-            waits_for: peers,
-            accepted: BTreeMap::new(),
-        };
-        self.rounds.insert(round, asked);
-    }
-
-    fn consent_asked(&mut self, round: u64, peer: usize, request: ConsentRequest) {
-        let Some(from) = self.rounds.get(&round).map(|round| round.from) else {
-            return;
-        };
-        if self.network.joins(End::Node(from), End::Node(peer)) && self.nodes[peer].answers() {
-            let ticket = Ticket(round * MOST_NODES + as_u64(peer));
-            let life = self.nodes[peer].life;
-            self.deliver(peer, life, Event::ConsentAsked(ticket, request));
-        }
-    }
-
-    /// A node answers the question with this ticket.
-    fn answer_consent(&mut self, n: usize, ticket: Ticket, answer: ConsentAnswer) {
-        let round = ticket.0 / MOST_NODES;
-        let back = self.way() + 1;
-        let item = Item::ConsentAnswered {
-            round,
-            peer: n,
-            answer,
-        };
-        self.queue.put(self.now + back, item);
-    }
-
-    fn consent_answered(&mut self, number: u64, peer: usize, answer: ConsentAnswer) {
-        let Some(round) = self.rounds.get_mut(&number) else {
-            return;
-        };
-        if !self.network.carries(End::Node(peer), End::Node(round.from)) {
-            return;
-        }
-        round.waits_for.remove(&peer);
-        if let ConsentAnswer::Accepted(lsn) = answer {
-            let name = self.nodes[peer].identity.name.clone();
-            round.accepted.insert(name, lsn);
-        }
-        if round.waits_for.is_empty() {
-            self.consent_over(number);
-        }
-    }
-
-    fn consent_over(&mut self, round: u64) {
-        if let Some(round) = self.rounds.remove(&round) {
-            let event = Event::ConsentAnswered(round.ticket, round.accepted);
-            self.answer(round.from, round.life, 0, event);
-        }
-    }
-
     // The clients.
 
     fn clients_write(&mut self) {
@@ -626,48 +493,6 @@ impl Sim {
         }
         let next = self.now + self.conditions.write_every_ms.max(1);
         self.queue.put(next, Item::Clients);
-    }
-}
-
-/// What a member's status document tells a peer.
-fn peer_status(status: &crate::status::Status) -> PeerStatus {
-    let running = status.postgres.as_ref().and_then(|pg| pg.running());
-    PeerStatus {
-        scope: Some(status.scope.to_string()),
-        name: Some(status.name.clone()),
-        primary: running.is_some_and(crate::pg::Running::is_primary),
-        position: running.map(|r| r.position().lsn),
-        timeline: running.map(|r| r.timeline),
-        no_failover: false,
-        streaming: matches!(
-            running.map(|r| &r.role),
-            Some(Role::Standby {
-                streaming: true,
-                ..
-            })
-        ),
-        cannot_write: status.cannot_write(),
-    }
-}
-
-fn upstream_of(op: &PgOp) -> Option<&Upstream> {
-    match op {
-        PgOp::Clone { from, .. } | PgOp::Rewind { from } => Some(from),
-        PgOp::Follow { upstream }
-        | PgOp::Start {
-            role: StartRole::Standby { upstream },
-        } => upstream.as_ref(),
-        PgOp::Start {
-            role: StartRole::Primary,
-        }
-        | PgOp::Bootstrap { .. }
-        | PgOp::Confirm
-        | PgOp::Promote
-        | PgOp::Stop
-        | PgOp::HandOver { .. }
-        | PgOp::Configure { .. }
-        | PgOp::Slots { .. }
-        | PgOp::Checkpoint => None,
     }
 }
 
@@ -695,6 +520,3 @@ fn conflict(conflict: &Conflict) -> Failure<DcsErrorKind> {
 
 /// Something outside has its own time-outs, and none of them is longer.
 const PATIENCE: u64 = 15_000;
-
-/// More than any cluster here has.
-const MOST_NODES: u64 = 64;

@@ -11,9 +11,8 @@ use spilo_core::machine::{
     Command, Event, Failure, GuardRequest, LeaseAnswer, LeaseRequest, Machine, ReadAnswer,
     ReadRequest, Ticket, WriteRequest,
 };
-use spilo_core::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
-use spilo_core::pg::{PgErrorKind, PgOp, Role, Running, StartRole, Upstream};
-use spilo_core::status::Status;
+use spilo_core::peer::{ConsentAnswer, ConsentRequest};
+use spilo_core::pg::{PgErrorKind, PgOp, Upstream};
 use spilo_core::store::Conflict;
 
 use super::action::{Fate, Lane, Lapse};
@@ -166,7 +165,7 @@ impl World {
                 let status = there
                     .and_then(|node| node.machine.as_ref())
                     .map(Machine::status);
-                Event::PeerAnswered(ticket, peer, status.map(|status| peer_status(&status)))
+                Event::PeerAnswered(ticket, peer, status.map(|status| status.as_peer()))
             }
             Command::AskConsent(ticket, members, request) => {
                 for peer in members.values().filter_map(|url| node_at(url)) {
@@ -208,7 +207,7 @@ impl World {
 
     fn start_op(&mut self, n: usize, id: OpId, op: &PgOp) {
         let now = NodeTime(self.now);
-        let source = upstream(op).and_then(|up| self.at(up)).map(|node| Source {
+        let source = op.upstream().and_then(|up| self.at(up)).map(|node| Source {
             node,
             history: Some(&self.nodes[node].server)
                 .filter(|server| server.takes_writes())
@@ -497,50 +496,6 @@ fn refused(conflict: &Conflict) -> Failure<DcsErrorKind> {
 }
 
 /// What the status document tells a peer.
-fn peer_status(status: &Status) -> PeerStatus {
-    let running = status.postgres.as_ref().and_then(|pg| pg.running());
-    let streaming = |role: &Role| {
-        matches!(
-            role,
-            Role::Standby {
-                streaming: true,
-                ..
-            }
-        )
-    };
-    PeerStatus {
-        name: Some(status.name.clone()),
-        scope: Some(status.scope.to_string()),
-        primary: running.is_some_and(Running::is_primary),
-        position: running.map(|r| r.position().lsn),
-        timeline: running.map(|r| r.timeline),
-        no_failover: false,
-        streaming: running.is_some_and(|r| streaming(&r.role)),
-        cannot_write: status.cannot_write(),
-    }
-}
-
-fn upstream(op: &PgOp) -> Option<&Upstream> {
-    match op {
-        PgOp::Clone { from, .. } | PgOp::Rewind { from } => Some(from),
-        PgOp::Follow { upstream }
-        | PgOp::Start {
-            role: StartRole::Standby { upstream },
-        } => upstream.as_ref(),
-        PgOp::Start {
-            role: StartRole::Primary,
-        }
-        | PgOp::Bootstrap { .. }
-        | PgOp::Confirm
-        | PgOp::Promote
-        | PgOp::Stop
-        | PgOp::HandOver { .. }
-        | PgOp::Configure { .. }
-        | PgOp::Slots { .. }
-        | PgOp::Checkpoint => None,
-    }
-}
-
 const DONE: LeaseAnswer = LeaseAnswer::Done;
 
 /// A leader that cannot read writes the same again and again; after so many times in one step the
