@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::time::sleep;
 
@@ -23,12 +25,14 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// Looks at an idle cluster for a while.
+    /// Lets a cluster settle, and looks at it for a while.
     ///
     /// # Errors
     ///
     /// Fails where an agent is not running or etcd does not show its counters.
     pub async fn measure(cluster: &Cluster, span: Duration) -> Result<Self> {
+        // What a cluster does in its first moments is not what it costs.
+        sleep(SETTLING).await;
         let calls_before = etcd_calls(cluster).await?;
         let started = Instant::now();
         let before: Vec<u64> = cluster.nodes().iter().map(cpu_us).collect();
@@ -63,20 +67,14 @@ fn memory_kib(node: &Node) -> u64 {
     processes(node).filter_map(of_process).sum()
 }
 
-/// Returns the processor time of all threads so far, to the nanosecond as the scheduler counts it.
+/// Returns the processor time so far, to the nanosecond and with that of threads that ended.
 fn cpu_us(node: &Node) -> u64 {
-    let of_thread = |path: std::path::PathBuf| -> Option<u64> {
-        let text = std::fs::read_to_string(path.join("schedstat")).ok()?;
-        text.split_whitespace().next()?.parse::<u64>().ok()
+    let of_process = |pid: i32| -> Option<u64> {
+        let clock = clock_getcpuclockid(Pid::from_raw(pid)).ok()?;
+        let spent = Duration::from(clock.now().ok()?);
+        u64::try_from(spent.as_micros()).ok()
     };
-    let of_process = |pid: i32| -> u64 {
-        let tasks = std::fs::read_dir(format!("/proc/{pid}/task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        tasks.filter_map(|task| of_thread(task.path())).sum::<u64>() / 1000
-    };
-    processes(node).map(of_process).sum()
+    processes(node).filter_map(of_process).sum()
 }
 
 async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
@@ -105,3 +103,5 @@ async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
 
 /// Counts every message that came in, be it a request of its own or one in a stream.
 const COUNTER: &str = "grpc_server_msg_received_total";
+
+const SETTLING: Duration = Duration::from_secs(30);

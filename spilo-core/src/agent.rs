@@ -136,7 +136,6 @@ impl Agent {
             if let Some(exit) = self.carry_out(step) {
                 return exit;
             }
-            let pause = self.wake_at.since(self.backends.clock.now());
             event = tokio::select! {
                 biased;
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => match done {
@@ -144,7 +143,7 @@ impl Agent {
                     Err(error) => std::panic::resume_unwind(error.into_panic()),
                 },
                 Some(request) = self.requests.recv() => self.asked(request),
-                () = tokio::time::sleep(pause) => Event::Tick,
+                () = self.backends.clock.sleep_until(self.wake_at) => Event::Tick,
             };
         }
     }

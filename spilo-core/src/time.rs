@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds of this node's own clock that never goes back and counts while the machine is
@@ -18,9 +19,16 @@ pub struct NodeTime(pub u64);
 /// # Contract
 /// Never goes back within one boot of the machine, goes on while the machine is suspended, and is
 /// the clock that the [`Guard`](crate::Guard) of the same node measures its deadline on.
+#[async_trait]
 pub trait Clock: Send + Sync + fmt::Debug {
     /// Returns the time now.
     fn now(&self) -> NodeTime;
+
+    /// Waits until it shows this time, or a moment longer.
+    ///
+    /// # Cancellation
+    /// Dropping the future ends the wait and nothing else.
+    async fn sleep_until(&self, at: NodeTime);
 }
 
 impl NodeTime {

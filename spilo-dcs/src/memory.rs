@@ -27,8 +27,10 @@ use tokio::sync::Notify;
 /// # use spilo_core::{Clock, NodeTime, Scope};
 /// # #[derive(Debug)]
 /// # struct Stopped;
+/// # #[async_trait::async_trait]
 /// # impl Clock for Stopped {
 /// #     fn now(&self) -> NodeTime { NodeTime(0) }
+/// #     async fn sleep_until(&self, _: NodeTime) { std::future::pending().await }
 /// # }
 /// # let clock = Arc::new(Stopped);
 /// use spilo_dcs::MemoryStore;

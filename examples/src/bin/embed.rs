@@ -36,13 +36,14 @@ fn main() -> Result<()> {
         fence_budget: Duration::from_millis(250),
     };
     tokio::runtime::Runtime::new()?.block_on(async {
-        let (guard, postgres) = GuardKeeper::start(guard, local, Arc::new(BootClock)).await?;
+        let (guard, postgres) =
+            GuardKeeper::start(guard, local, Arc::new(BootClock::default())).await?;
         let backends = Backends {
             dcs: Arc::new(Etcd::new(EtcdOptions::new(scope, [etcd]))?),
             postgres,
             guard,
             peers: Arc::new(HttpPeers::new(PeerOptions::default())?),
-            clock: Arc::new(BootClock),
+            clock: Arc::new(BootClock::default()),
         };
         let (agent, handle) = Agent::new(identity, backends);
         let api = Api::new(Arc::new(handle.clone()), ApiOptions::default())?;

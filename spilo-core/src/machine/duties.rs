@@ -55,7 +55,7 @@ impl Machine {
         let pause = match (self.is_urgent(), facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
-            (false, false) => renew_every(ttl).min(IDLE),
+            (false, false) => renew_every(ttl).min(idle_every(ttl)),
         };
         let mut wake = facts.now + pause;
         if let Some(held) = &facts.holding {
@@ -343,7 +343,7 @@ impl Machine {
         let every = match (self.is_urgent(), facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
-            (false, false) => IDLE,
+            (false, false) => idle_every(facts.config.ttl),
         };
         let due = spent >= every || (!commands.is_empty() && spent >= every * 3 / 4);
         if facts.lanes.observe_wanted || due {
@@ -364,7 +364,7 @@ impl Machine {
         let every = if facts.guard_failing.is_some() {
             RETRY
         } else {
-            GUARD_EVERY
+            idle_every(facts.config.ttl)
         };
         let failed = facts
             .guard_failing
@@ -520,6 +520,12 @@ fn is_due(age: Duration, other: Duration, every: Duration) -> bool {
     age >= every || (other >= every && age >= every / 2)
 }
 
+/// Returns how often an idle server and its guard are looked at. Deaths come as events; a look now
+/// and then, in one go with a renewal, finds what has no event.
+fn idle_every(ttl: Duration) -> Duration {
+    renew_every(ttl).clamp(Duration::from_secs(5), Duration::from_secs(10))
+}
+
 /// Returns how often a follower asks a leader that seems well. The lock of one that died ends
 /// three quarters of a ttl later at the earliest; the silence must show a while before that, and
 /// takes a second to be one.
@@ -545,9 +551,6 @@ const URGENT: Duration = Duration::from_millis(100);
 /// others judge how far behind they are.
 const BUSY: Duration = Duration::from_secs(1);
 
-/// Deaths come as events; a look now and then finds what has no event.
-const IDLE: Duration = Duration::from_secs(5);
-
 /// After a failure. A shorter pause would only add load to what is failing.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -559,8 +562,6 @@ const FENCE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A history file that cannot be read now is not going to be in the next millisecond.
 const HISTORY_AGAIN: Duration = Duration::from_secs(1);
-
-const GUARD_EVERY: Duration = Duration::from_secs(5);
 
 /// How often everybody is asked while the leader is suspected to be gone.
 const SUSPICIOUS: Duration = Duration::from_millis(500);

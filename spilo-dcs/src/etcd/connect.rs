@@ -99,9 +99,8 @@ impl Connector {
             .with_require_leader(true)
             // Less than the request's time: then a host that is gone fails as "not connected",
             // which is known to have done nothing, and not as "no answer", which is not.
-            .with_connect_timeout(timeout * 3 / 4)
-            .with_keep_alive(PING_EVERY, PING_TIMEOUT)
-            .with_keep_alive_while_idle(false);
+            .with_connect_timeout(timeout * 3 / 4);
+        // No HTTP/2 pings: each request has its time, and a quiet watch is asked whether it lives.
         if let Some((name, password)) = self.options.user.as_ref().filter(|_| login) {
             options = options.with_user(name, password);
         }
@@ -122,10 +121,3 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path)
         .map_err(|error| Error::InvalidArgs(format!("cannot read {}: {error}", path.display())))
 }
-
-/// How often a connection with a stream on it (a watch) is probed: etcd closes connections that
-/// are probed more often than every 5 s.
-const PING_EVERY: Duration = Duration::from_secs(10);
-
-/// How long a probed connection may be silent.
-const PING_TIMEOUT: Duration = Duration::from_secs(3);

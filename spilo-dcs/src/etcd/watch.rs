@@ -147,7 +147,7 @@ fn newest(keys: &Keys, message: &WatchResponse) -> Revision {
 }
 
 /// How long a watch may be quiet before it is asked whether it lives.
-const QUIET: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_secs(30);
 
 /// What keeps a watch that fails at once from turning into a storm of reads.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -172,11 +172,6 @@ fn look(options: &LocalOptions, memory: &mut Memory) -> Result<Seen, String> {
         Ok(Some(Mark::Unfinished(kind))) => return nothing(DataDir::Unfinished(kind)),
         Err(error) => return judge(Problem::reading(&options.state_dir(), &error)),
     };
-    match files::is_empty(data_dir) {
-        Ok(true) => return nothing(DataDir::Empty),
-        Ok(false) => {}
-        Err(error) => return judge(Problem::reading(data_dir, &error)),
-    }
     match version(options, memory).and_then(|()| control(options, &mut memory.control)) {
         Ok(control) => {
             let standby = ["standby.signal", "recovery.signal"]
@@ -195,7 +190,12 @@ fn look(options: &LocalOptions, memory: &mut Memory) -> Result<Seen, String> {
                 control: Some(control),
             })
         }
-        Err(problem) => judge(problem),
+        // Only what cannot be read may be nothing at all.
+        Err(problem) => match files::is_empty(data_dir) {
+            Ok(true) => nothing(DataDir::Empty),
+            Ok(false) => judge(problem),
+            Err(error) => judge(Problem::reading(data_dir, &error)),
+        },
     }
 }
 

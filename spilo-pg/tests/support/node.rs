@@ -15,21 +15,12 @@ use spilo_core::pg::{
     Control, DataDir, PgError, PgOp, PgStatus, Postgres as _, Progress, Role, Running, Server,
     StartRole, Upstream,
 };
-use spilo_core::time::{Clock, NodeTime};
+use spilo_core::time::NodeTime;
 use spilo_core::{DynamicConfig, Revision};
 use spilo_pg::guard::{boot_time, fence_without_guard};
-use spilo_pg::{Credentials, GuardClient, GuardOptions, LocalOptions, LocalPostgres};
+use spilo_pg::{BootClock, Credentials, GuardClient, GuardOptions, LocalOptions, LocalPostgres};
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
-
-#[derive(Debug)]
-struct BootClock;
-
-impl Clock for BootClock {
-    fn now(&self) -> NodeTime {
-        boot_time()
-    }
-}
 
 /// The programs of one version of PostgreSQL.
 #[derive(Clone, Debug)]
@@ -138,7 +129,8 @@ impl Node {
         ));
         options.pg_ctl_timeout = Duration::from_secs(30);
         change(&mut options);
-        let postgres = LocalPostgres::new(options, Arc::clone(&guard), Arc::new(BootClock));
+        let postgres =
+            LocalPostgres::new(options, Arc::clone(&guard), Arc::new(BootClock::default()));
         Self {
             postgres,
             guard,

@@ -106,13 +106,14 @@ impl Node {
             .with_context(|| format!("{}: cannot listen on {}", self.name, self.api_url()))?;
         let options = self.options(common);
         let guard = GuardOptions::new(options.guard_dir());
-        let (keeper, postgres) = GuardKeeper::start(guard, options, Arc::new(BootClock)).await?;
+        let (keeper, postgres) =
+            GuardKeeper::start(guard, options, Arc::new(BootClock::default())).await?;
         let backends = Backends {
             dcs: store.cluster(&common.scope)?,
             postgres,
             guard: keeper,
             peers: Arc::new(HttpPeers::new(PeerOptions::default())?),
-            clock: Arc::new(BootClock),
+            clock: Arc::new(BootClock::default()),
         };
         let (agent, handle) = Agent::new(self.identity(common)?, backends);
         let api = Api::new(Arc::new(handle.clone()), ApiOptions::default())?;

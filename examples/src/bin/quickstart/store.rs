@@ -32,7 +32,7 @@ pub(crate) struct EtcdServer {
 impl Store {
     /// Creates the store of a process.
     pub(crate) fn memory() -> Self {
-        Self::Memory(MemoryStore::new(Arc::new(BootClock)))
+        Self::Memory(MemoryStore::new(Arc::new(BootClock::default())))
     }
 
     /// Starts etcd in a directory, and waits until it answers.

@@ -78,7 +78,7 @@ async fn node(
     let (postgres, api) = (wiring::postgres(&local)?, wiring::api(&local)?);
     alone(&identity, dcs.as_ref(), peers.as_ref()).await?;
 
-    let clock: Arc<dyn Clock> = Arc::new(BootClock);
+    let clock: Arc<dyn Clock> = Arc::new(BootClock::default());
     let guard = wiring::guard(&postgres);
     let (keeper, server) = GuardKeeper::start(guard, postgres, clock.clone()).await?;
     tracing::info!(

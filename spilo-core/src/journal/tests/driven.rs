@@ -92,9 +92,14 @@ impl Fake {
     }
 }
 
+#[async_trait]
 impl Clock for Fake {
     fn now(&self) -> NodeTime {
         NodeTime(1_000) + self.begun.elapsed()
+    }
+
+    async fn sleep_until(&self, at: NodeTime) {
+        tokio::time::sleep(at.since(self.now())).await;
     }
 }
 

@@ -367,9 +367,14 @@ impl Peers for Door {
     }
 }
 
+#[async_trait]
 impl Clock for Door {
     fn now(&self) -> NodeTime {
         self.shared.live().node_time(self.node)
+    }
+
+    async fn sleep_until(&self, at: NodeTime) {
+        tokio::time::sleep(at.since(self.now())).await;
     }
 }
 
