@@ -32,7 +32,7 @@ pub(crate) fn check() -> Result<()> {
             ));
             continue;
         }
-        match named_test(name)? {
+        match seen_by(name)? {
             Some(test) => say(&format!("{name:<26} {test:<44} {what}")),
             None => {
                 say(&format!("{name:<26} {:<44} {what}", "nobody"));
@@ -46,9 +46,20 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Returns the first test of the core's own that fails with this mistake.
-fn named_test(mutant: &str) -> Result<Option<String>> {
-    let mut command = tests(&["--lib"]);
+/// Returns the first test that sees a mistake: the quick ones are asked first.
+fn seen_by(mutant: &str) -> Result<Option<String>> {
+    for target in [&["--lib"][..], &["--test", "sim"]] {
+        if let Some(test) = named_test(mutant, target)? {
+            return Ok(Some(test));
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the first of the core's own tests, or of the scenarios, that fails with this mistake.
+fn named_test(mutant: &str, target: &[&str]) -> Result<Option<String>> {
+    let mut command = tests(target);
+    command.args(["--", "--format=pretty"]);
     command.env("SPILO_MUTANT", mutant).stderr(Stdio::null());
     let answer = command
         .output()
@@ -71,9 +82,6 @@ fn tests(what: &[&str]) -> Command {
         .env("RUSTFLAGS", "--cfg spilo_mutants")
         // Beside the other builds, which would all be made anew after this one.
         .env("CARGO_TARGET_DIR", target_directory().join("mutants"));
-    if what == ["--lib"] {
-        command.args(["--", "--format=pretty"]);
-    }
     command
 }
 

@@ -223,6 +223,18 @@ impl Trace {
         answer.expect("every question is answered")
     }
 
+    /// Fails every renewal until it asks for consent; returns when it does.
+    fn until_it_asks_for_consent(&mut self) -> NodeTime {
+        while self.consent.is_none() {
+            assert!(self.until() > Some(self.now.0), "it asks in time");
+            if self.lease.is_some() {
+                self.answer_lease(Err(DcsErrorKind::Indeterminate));
+            }
+            self.step(50, Event::Tick);
+        }
+        self.now
+    }
+
     fn rule(&self) -> crate::decide::Rule {
         self.last.as_ref().unwrap().decision.rule
     }

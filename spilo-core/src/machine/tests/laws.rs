@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::decide::Rule;
+use crate::ids::OpId;
 use crate::pg::PgOp;
 
 #[test]
@@ -188,14 +189,7 @@ fn consent_counts_from_the_first_request_and_needs_all() {
         trace.acquire();
         trace.look(primary());
         let until = trace.until().unwrap();
-        while trace.consent.is_none() {
-            assert!(trace.now.0 < until, "it asks in time");
-            if trace.lease.is_some() {
-                trace.answer_lease(Err(DcsErrorKind::Indeterminate));
-            }
-            trace.step(50, Event::Tick);
-        }
-        let asked = trace.now;
+        let asked = trace.until_it_asks_for_consent();
         trace.step(300, Event::Tick);
         let ticket = trace.consent.take().unwrap();
         let accepted = if all {
@@ -207,6 +201,79 @@ fn consent_counts_from_the_first_request_and_needs_all() {
         let expected = if all { asked.0 + 9900 - 250 } else { until };
         assert_eq!(trace.until(), Some(expected));
     }
+}
+
+#[test]
+fn the_consent_of_most_is_not_enough() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    let mut raw = led_by("a", 30);
+    let three = r#"{"a":"http://a","b":"http://b","c":"http://c"}"#;
+    raw.documents.insert(Key::Failsafe, entry(three, 31));
+    trace.snapshot(raw);
+    let asked = trace.until_it_asks_for_consent();
+    let until = trace.until();
+    let ticket = trace.consent.take().unwrap();
+    let most = BTreeMap::from([(name("b"), None)]);
+    trace.step(1, Event::ConsentAnswered(ticket, most));
+    assert_eq!(trace.until(), until);
+    assert!(until < Some(asked.0 + 9000), "it would have been longer");
+}
+
+#[test]
+fn a_consent_ends_with_the_release_of_the_lock_that_it_continues() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    trace.until_it_asks_for_consent();
+    let ticket = trace.consent.take().unwrap();
+    let all = BTreeMap::from([(name("b"), None)]);
+    trace.step(1, Event::ConsentAnswered(ticket, all));
+    assert!(trace.until().is_some());
+    trace.machine.facts.released = Some(Epoch(30));
+    assert_eq!(trace.until(), None);
+}
+
+#[test]
+fn a_lock_that_is_passed_to_a_shorter_lease_permits_no_longer_than_that_one() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    let mut raw = led_by("a", 30);
+    raw.documents.insert(Key::Config, entry(r#"{"ttl":3}"#, 31));
+    trace.snapshot(raw);
+    let asked = trace.now;
+    assert!(
+        matches!(trace.lease, Some((_, LeaseRequest::Succeed(..)))),
+        "{:?}",
+        trace.lease
+    );
+    // Whether it was done is not known yet, and it may have been.
+    assert_eq!(trace.until(), Some(asked.0 + 2970 - 250));
+    trace.answer_lease(Err(DcsErrorKind::Indeterminate));
+    assert_eq!(trace.until(), Some(asked.0 + 2970 - 250));
+}
+
+#[test]
+fn a_snapshot_from_the_past_undoes_nothing() {
+    let mut trace = trace();
+    trace.acquire();
+    let cluster = trace.machine.facts().cluster.clone();
+    trace.snapshot(led_by("b", 20));
+    assert_eq!(trace.machine.facts().cluster, cluster);
+    assert!(trace.machine.facts().store_failing.is_some());
+    assert!(!trace.commands.contains(&Command::Fence));
+}
+
+#[test]
+fn the_end_of_an_older_operation_is_no_news() {
+    let mut trace = trace();
+    trace.acquire();
+    let running = trace.machine.facts().op.clone();
+    let id = running.as_ref().expect("it promotes").id;
+    trace.step(1, Event::OpEnded(OpId(id.0 - 1), Ok(())));
+    assert_eq!(trace.machine.facts().op, running);
 }
 
 #[test]

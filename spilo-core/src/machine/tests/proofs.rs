@@ -351,3 +351,37 @@ fn a_member_of_another_cluster_at_a_reused_address_is_neither_heard_nor_promised
         assert_eq!(trace.machine.facts().promise.is_some(), accepted);
     }
 }
+
+#[test]
+fn f28_a_node_with_data_that_finds_no_record_of_a_holder_writes_a_lease_later() {
+    let mut trace = trace();
+    trace.snapshot(free(25, None));
+    for _ in 0..1000 {
+        if trace.lease.is_some() {
+            break;
+        }
+        if let Some(ticket) = trace.peers.remove(&name("b")) {
+            trace.step(1, Event::PeerAnswered(ticket, name("b"), Some(peer())));
+        }
+        if trace.observe.is_some() {
+            trace.look(standby());
+        }
+        trace.step(50, Event::Tick);
+    }
+    assert!(
+        matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))),
+        "{}",
+        trace.rule()
+    );
+    trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
+    let held = trace.now;
+    let mut raw = led_by("a", 30);
+    // Somebody who held the lock before the store was wiped may write to the end of its lease.
+    raw.documents.remove(&Key::Release);
+    trace.snapshot(raw);
+    trace.write_all();
+    let holding = trace.machine.facts().holding.as_ref();
+    let clear = holding.and_then(|held| held.clear);
+    assert!(clear >= Some(held + Duration::from_secs(10)), "{clear:?}");
+    assert_eq!(trace.until(), None);
+}
