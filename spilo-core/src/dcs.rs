@@ -15,11 +15,15 @@ use crate::ids::{Epoch, MemberName, Revision};
 /// # Contract
 /// - [`read`](Self::read) is one linearisable snapshot: everything in it is of one revision, and it
 ///   includes every write that was acknowledged before the read began.
-/// - At most one lease holds the lock at any revision. The lock is held until the lease is
-///   released, revoked, or ends of age, and never ends before `ttl` has passed on the store's
-///   clock since the last acknowledged [`renew`](Self::renew) *began*.
+/// - The revision grows with every change that a snapshot shows, deletions and the ends of leases
+///   included: two states that differ are never of one revision.
+/// - At most one lease holds the lock at any revision, and nobody else gets it, whatever its name.
+///   The lock is held until the lease is released, revoked, or ends of age, and never ends before
+///   `ttl` has passed on the store's clock since the last acknowledged [`renew`](Self::renew)
+///   *began*. It may end later, by at most [`Capabilities::release_slack`], and a ttl under
+///   [`Capabilities::ttl_min`] may be taken for that.
 /// - `Epoch` is the revision at which the leader key was written, so that a later holding has a
-///   greater one.
+///   greater one. Renewals do not change it.
 /// - A request whose outcome is not known fails with [`DcsErrorKind::Indeterminate`], never with
 ///   [`DcsErrorKind::Unavailable`]: that one promises that nothing was done.
 /// - Every method answers within the time that the backend was configured with. The caller may
@@ -27,6 +31,13 @@ use crate::ids::{Epoch, MemberName, Revision};
 /// - `read`, the lease methods, the writes and `changed` may be called at the same time from
 ///   different tasks and do not wait for each other: a slow snapshot must not delay a renewal.
 /// - Nothing renews by itself: a lease that nobody renews ends.
+///
+/// A store may leave out what has a default here: [`lease_ended`](Self::lease_ended),
+/// [`lease_left`](Self::lease_left) and [`changed`](Self::changed).
+///
+/// # Examples
+/// A store in 200 lines is in `conformance::dcs`, with the tests that it passes (feature
+/// `conformance`).
 #[async_trait]
 pub trait Dcs: Send + Sync + fmt::Debug {
     /// Returns what this store can do.
@@ -39,16 +50,18 @@ pub trait Dcs: Send + Sync + fmt::Debug {
     /// a retry does not mend (wrong credentials).
     async fn read(&self) -> Result<RawSnapshot, DcsError>;
 
-    /// Takes the lock if nobody holds it.
+    /// Takes the lock if nobody holds it, with a new lease.
     ///
     /// # Errors
-    /// `Conflict` when somebody holds it. `Indeterminate` also when it was lost but the lease that
+    /// `Conflict` when somebody holds it, be it under the name `me` and by this very handle; the
+    /// lock is then not waited for. `Indeterminate` also when it was lost but the lease that
     /// it was tried with could not be given back. After `Indeterminate`, and after the future was
     /// dropped, the caller must call [`settle`](Self::settle) before it tries again.
     async fn acquire(&self, me: &MemberName, ttl: Duration) -> Result<Lease, DcsError>;
 
     /// Passes the lock from an earlier incarnation of `me` to this one, in one transaction that
-    /// compares exactly the lease in `old`.
+    /// compares exactly the lease in `old`. That one is void from then on; the new one is of a later
+    /// epoch, and lasts for its own `ttl`, counted from this request.
     ///
     /// # Errors
     /// `Conflict` when the lock is no longer held by exactly that lease. Otherwise as
@@ -61,7 +74,12 @@ pub trait Dcs: Send + Sync + fmt::Debug {
     ) -> Result<Lease, DcsError>;
 
     /// Makes sure that no earlier `acquire` or `succeed` of this handle with an unknown outcome
-    /// holds the lock or can still take it, by revoking the leases they were made with.
+    /// holds the lock or can still take it, by revoking the leases they were made with. What was
+    /// answered is not touched.
+    ///
+    /// So a handle remembers such a lease from before the request leaves until its future cannot be
+    /// dropped any more: past its last `.await`. A store whose requests never wait for anything has
+    /// nothing to settle.
     ///
     /// Not to be called while an `acquire` or `succeed` is under way.
     ///
@@ -75,37 +93,50 @@ pub trait Dcs: Send + Sync + fmt::Debug {
     /// counts on nothing that a snapshot has not confirmed since.
     ///
     /// # Errors
-    /// `Conflict` when the lease has ended or, as far as the backend looks, the lock is not held
-    /// by it any more.
+    /// `Conflict` when the lease has ended, by age, by a release or by a succession, or, as far as
+    /// the backend looks, the lock is not held by it any more.
     async fn renew(&self, lease: &Lease) -> Result<(), DcsError>;
 
-    /// Gives the lock up and leaves `record` in the same transaction, so that others see that it
-    /// was given up rather than that it vanished. `Conflict` means it was not ours any more.
+    /// Gives the lock up, ends the lease, and leaves `record` at [`Key::Release`], over an earlier
+    /// one, in the same transaction, so that others see that it was given up rather than that it
+    /// vanished.
+    ///
+    /// # Errors
+    /// `Conflict` when the lock is not held by this lease.
     async fn release(&self, lease: &Lease, record: Bytes) -> Result<(), DcsError>;
 
     /// Writes the empty `initialize` key if there is none, bound to the lease, so that it goes
-    /// when the bootstrapper dies.
+    /// when the bootstrapper dies or gives the lock up. A [`put`](Self::put) over it unbinds it.
     ///
     /// # Errors
-    /// `Conflict` when the key exists or the lock is not held by this lease.
+    /// `Conflict` when the key exists, whatever is in it, or the lock is not held by this lease.
     async fn claim_initialize(&self, lease: &Lease) -> Result<(), DcsError>;
 
-    /// Writes this node's member record, which vanishes when it was not written for `ttl`.
+    /// Writes this node's member record, which vanishes when it was not written for `ttl`, whatever
+    /// becomes of the others and of the lock. Writing the same bytes again need not be a change.
+    ///
+    /// # Errors
+    /// Nothing conflicts with it. A caller that does not know whether it was done does it again.
     async fn announce(&self, me: &MemberName, record: Bytes, ttl: Duration)
     -> Result<(), DcsError>;
 
-    /// Writes a document.
+    /// Writes a document, which stays until it is deleted, and returns the revision that a snapshot
+    /// shows it with.
     ///
     /// # Errors
     /// `Conflict` when `expect` does not hold.
     async fn put(&self, key: Key, value: Bytes, expect: Expect) -> Result<Revision, DcsError>;
 
     /// Deletes a document; succeeds when there is none and `expect` allows that.
+    ///
+    /// # Errors
+    /// `Conflict` when `expect` does not hold.
     async fn delete(&self, key: Key, expect: Expect) -> Result<(), DcsError>;
 
     /// Returns whether the lease of an earlier holder has ended of age, proven by the store.
     ///
-    /// A store that cannot tell returns `false`, which is always safe.
+    /// A store that cannot tell returns `false`, which is always safe, and leaves
+    /// [`LeaderRecord::lease_id`] out: an id there promises that the end is told some time.
     async fn lease_ended(&self, _holder: &LeaderRecord) -> Result<bool, DcsError> {
         Ok(false)
     }
@@ -135,7 +166,8 @@ pub struct Capabilities {
     pub ttl_min: Duration,
     /// How much later than `ttl` the store may let go of the lock of a dead holder.
     pub release_slack: Duration,
-    /// Whether [`Expect::Leader`] is checked by the store in the transaction of the write.
+    /// Whether [`Expect::Leader`] is checked by the store in the transaction of the write. The
+    /// conformance suite asks for it: without, a deposed leader can write over its successor.
     pub fences_writes: bool,
     /// Whether [`Dcs::changed`] ever returns.
     pub watches: bool,
@@ -186,7 +218,8 @@ pub struct LeaderRecord {
     pub name: Bytes,
     /// The revision at which the key was written.
     pub epoch: Epoch,
-    /// The store's id of the lease that the key hangs on, if it has one.
+    /// The store's id of the lease that the key hangs on, if it has one and
+    /// [`Dcs::lease_ended`] can tell of its end.
     pub lease_id: Option<u64>,
 }
 

@@ -37,6 +37,13 @@ pub mod store;
 pub mod time;
 pub mod wal;
 
+/// What an `impl` of this crate's traits is marked with.
+#[doc(no_inline)]
+pub use async_trait::async_trait;
+/// What this crate's traits pass values in.
+#[doc(no_inline)]
+pub use bytes::Bytes;
+
 pub use cluster::{Cluster, Member};
 pub use config::DynamicConfig;
 pub use dcs::{Dcs, DcsError};

@@ -54,6 +54,10 @@ mutants! {
     PromiseForgotten,
     /// A consent is lived by although the lock was released for a successor.
     ConsentOutlivesRelease,
+    /// A release that was not answered is not asked for again.
+    ReleaseForgotten,
+    /// A standby is pointed at a new leader by where it was before there was one.
+    OldLookFollowed,
     /// The consent of most members is enough.
     ConsentByMajority,
     /// The consent of another cluster's member counts.
@@ -72,6 +76,8 @@ mutants! {
     RecordNotAwaited,
     /// Writes begin before those who held the lock before cannot write.
     OthersNotAwaited,
+    /// A holder that has not written yet is taken for one that waited for those before it.
+    EarlierForgotten,
     /// A store without the record of any holder is taken for one that never had a holder.
     WipeForgotten,
     /// A node that lost its data begins a new cluster when the store is wiped.

@@ -11,21 +11,34 @@
 //! was allowed, an agent that does too much at once end the run with a story of what led to it.
 //!
 //! # Examples
-//! A test of a failover:
+//! A test of a failover, as the body of a `#[test]` (`spilo-core` with the feature `sim` is all that
+//! it needs). A [`Sim`] prints what happened in it, which is worth its place in every assertion.
 //! ```
-//! use spilo_core::sim::{Fault, Sim};
+//! use std::time::Duration;
+//! use spilo_core::sim::{Conditions, Fault, Sim};
 //!
-//! let mut sim = Sim::new(["a", "b", "c"], 10);
+//! let mut conditions = Conditions::default();
+//! conditions.way_ms = 2; // up to three milliseconds from one node to another
+//! let mut sim = Sim::new(["a", "b", "c"], 10); // leases of ten seconds
+//! sim.set_conditions(conditions);
+//! sim.set_seed(4711);
 //! sim.run_until("a healthy cluster", 60, Sim::is_healthy);
+//! sim.run_for(Duration::from_secs(30));
+//!
 //! let old = sim.primary().expect("it is healthy");
 //! sim.begin(Fault::KillNode(old));
 //! let gap_ms = sim.run_until("a successor", 20, |sim| sim.primary().is_some());
-//! assert!(gap_ms <= 10_500, "{gap_ms}");
+//! assert!(gap_ms <= 10_500, "{gap_ms} ms without a primary\n{sim}");
+//! let new = sim.primary().expect("there is one");
 //!
 //! sim.end(Fault::KillNode(old));
-//! sim.run_until("the old one to stream", 60, Sim::is_healthy);
-//! assert_ne!(sim.primary(), Some(old));
+//! sim.run_until("the old primary to stream", 60, Sim::is_healthy);
+//! assert_eq!(sim.primary(), Some(new), "whoever leads goes on leading\n{sim}");
+//! let (acknowledged, lost) = sim.rows();
+//! assert!(acknowledged > 400 && lost <= 1, "{lost} of {acknowledged} rows lost\n{sim}");
 //! ```
+//! With the feature `agent`, `Outside` runs the production driver, or code of your own that calls
+//! the traits, over the same cluster.
 //!
 //! # What it is not
 //! A server here is a log with a position, and an operation takes a time: what PostgreSQL does with
@@ -60,7 +73,7 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::config::DynamicConfig;
-use crate::dcs::{Expect, Key};
+use crate::dcs::{Expect, Key, RawSnapshot};
 use crate::decide::Rule;
 use crate::ids::{MemberName, Revision, Scope};
 use crate::machine::{Event, Exit, Identity, Machine, Step};
@@ -116,6 +129,11 @@ struct FakeStore {
     silent: bool,
     /// Up to where it told of changes.
     told: u64,
+    /// How many requests were sent to it.
+    requests: u64,
+    /// What it was when a node began to read from a member of it that hears of nothing, and
+    /// whether that member is the next to answer.
+    past: BTreeMap<usize, (RawSnapshot, bool)>,
 }
 
 impl Sim {
@@ -233,6 +251,20 @@ impl Sim {
     pub fn answers_queries(&self, node: usize) -> bool {
         let server = &self.nodes[node].server;
         server.is_up() && !server.is_stalled()
+    }
+
+    /// Returns whether a load balancer would send writes to a node: whether its health check says
+    /// that it is a primary. An agent that stands still may have threads that answer by what it
+    /// knew last.
+    pub fn is_routed_to(&self, node: usize) -> bool {
+        let node = &self.nodes[node];
+        let now = node.clock.local(self.now);
+        node.status().is_some_and(|status| status.is_writable(now))
+    }
+
+    /// Returns how many requests all agents together have sent to the store.
+    pub fn store_requests(&self) -> u64 {
+        self.store.requests
     }
 
     /// Returns the time since the beginning.
@@ -493,6 +525,25 @@ impl Sim {
         for command in step.commands {
             self.carry_out(n, command);
         }
+    }
+}
+
+impl FakeStore {
+    /// Lets every other read of a node be answered by what there is now.
+    fn leave_behind(&mut self, node: usize, now: NodeTime) {
+        let past = self.keys.snapshot(now);
+        self.past.insert(node, (past, false));
+    }
+
+    /// Returns everything in the store, as the member of it that answers a node knows it.
+    fn snapshot(&mut self, node: usize, now: NodeTime) -> RawSnapshot {
+        if let Some((past, is_next)) = self.past.get_mut(&node) {
+            *is_next = !*is_next;
+            if !*is_next {
+                return past.clone();
+            }
+        }
+        self.keys.snapshot(now)
     }
 }
 

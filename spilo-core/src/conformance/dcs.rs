@@ -2,7 +2,32 @@
 //!
 //! A backend is described by a [`Laboratory`]: a store of its own for each test, any number of
 //! nodes that use it, and the two things that a test does behind their backs.
-//! [`dcs_conformance!`](crate::dcs_conformance) makes the tests.
+//! [`dcs_conformance!`](crate::dcs_conformance) makes the tests. Requests of unknown outcome are
+//! among them: the suite drops some, and puts a [`BadLine`] before the store, which is there for
+//! tests of what uses a store, too.
+//!
+//! A crate with a store of its own needs this in its `Cargo.toml`. What the traits and the macro
+//! take is in `spilo_core` (its `Bytes` and its `async_trait`); tokio is what the tests run on.
+//! ```toml
+//! [dependencies]
+//! spilo-core = "0.1"
+//!
+//! [dev-dependencies]
+//! spilo-core = { version = "0.1", features = ["conformance"] }
+//! tokio = { version = "1", features = ["macros", "rt", "test-util"] }
+//! ```
+//! The tests are quick where the store's clock stands still while anybody is busy, as tokio's does
+//! after `pause`.
+//!
+//! What the suite cannot see: whether an answer came before what it answers was safe on disk, what
+//! becomes of the store when one of its own machines fails, and whether its clock is right. That
+//! needs tests of real servers.
+//!
+//! # Examples
+//! A store in 200 lines, and its tests:
+//! ```
+#![doc = include_str!("../../tests/own_store.rs")]
+//! ```
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,9 +39,13 @@ use bytes::Bytes;
 use crate::dcs::{Dcs, DcsError, DcsErrorKind, Key, Lease, RawSnapshot};
 use crate::ids::MemberName;
 
+mod bad_line;
 pub mod documents;
 pub mod lock;
 pub mod unknown;
+pub mod worlds;
+
+pub use bad_line::BadLine;
 
 /// One cluster in one store, for one test.
 #[async_trait]
@@ -24,7 +53,8 @@ pub trait Laboratory: Send + Sync + fmt::Debug {
     /// Returns a new handle, as another process would have it.
     async fn node(&self) -> Arc<dyn Dcs>;
 
-    /// Lets time pass on the store's clock.
+    /// Lets time pass on the store's clock, and lets others go on meanwhile: not even a short sleep
+    /// is over when it is first polled.
     async fn sleep(&self, span: Duration);
 
     /// Returns the time on a clock that goes with [`sleep`](Self::sleep).
@@ -40,6 +70,7 @@ pub trait Laboratory: Send + Sync + fmt::Debug {
 /// it is evaluated in each test, so a paused clock is paused in there.
 ///
 /// # Examples
+/// A whole store with its tests is in [`conformance::dcs`](crate::conformance::dcs).
 /// ```no_run
 /// # use spilo_core::conformance::dcs::Laboratory;
 /// async fn laboratory() -> Box<dyn Laboratory> {
@@ -62,6 +93,8 @@ macro_rules! dcs_conformance {
             lock: only_the_exact_secret_succeeds,
             lock: the_end_of_a_lease_is_proven_only_when_it_has_ended,
             lock: what_is_left_of_a_lease_is_never_overstated,
+            lock: a_name_is_no_claim_to_the_lock,
+            lock: a_succession_lasts_for_a_ttl_of_its_own,
             lock: a_claim_to_initialize_goes_with_its_lease,
             documents: a_deposed_leader_cannot_write,
             documents: a_write_is_done_only_as_expected,
@@ -71,6 +104,7 @@ macro_rules! dcs_conformance {
             documents: a_change_wakes_a_watcher,
             unknown: f18_an_abandoned_acquire_is_settled,
             unknown: f18_an_abandoned_succession_is_settled,
+            worlds: an_unknown_outcome_is_one_of_two_worlds,
         );
     };
     (@each $laboratory:expr; $($noun:ident: $property:ident,)*) => {

@@ -42,6 +42,17 @@ pub(super) async fn dropped_after<T>(mut future: Boxed<'_, T>, mut polls: u32) -
     .await
 }
 
+/// Returns the result of a future, and how often it was polled for it.
+pub(super) async fn counted<T>(mut future: Boxed<'_, T>) -> (T, u32) {
+    let mut polls = 0;
+    let result = poll_fn(|cx| {
+        polls += 1;
+        future.as_mut().poll(cx)
+    })
+    .await;
+    (result, polls)
+}
+
 /// Returns the result of `first` unless `second` is done earlier.
 pub(super) async fn either<T>(mut first: Boxed<'_, T>, mut second: Boxed<'_, ()>) -> Option<T> {
     poll_fn(|cx| {

@@ -7,6 +7,7 @@ use crate::cluster::Initialize;
 use crate::history::History;
 use crate::ids::SystemId;
 use crate::machine::facts::OpFailure;
+use crate::mutant::{Mutant, planted};
 use crate::pg::{Control, ControlState, PgErrorKind, PgOp, PgOpKind, Role, Server, StartRole};
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -81,6 +82,12 @@ fn follow(view: &View<'_>) -> Decision {
     if target.is_some() && *upstream != target {
         if let Some(failure) = view.backing_off(PgOpKind::Follow) {
             return Decision::wait(Rule::Connecting, failure.text.clone());
+        }
+        // It may have received another branch from the leader before.
+        let seen = view.facts.pg.as_ref().map(|seen| seen.at);
+        if seen < Some(view.facts.leader_since) && !planted(Mutant::OldLookFollowed) {
+            let why = format!("where it is now that {leader} leads");
+            return Decision::wait(Rule::Looking, why);
         }
         if view.is_diverged() == Some(true) {
             return Decision::run(Rule::StopDiverged, PgOp::Stop, divergence(view));

@@ -11,9 +11,8 @@ use crate::pg::{Control, PgOp, PgOpKind, Role, Running, Server, StartRole, Upstr
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     let control = view.control()?;
     let server = &view.pg()?.server;
-    if view.lease().map(|lease| lease.epoch) <= view.facts.released {
-        let why = "an earlier request to give the lock up has no answer";
-        return Some(safety::release(view, Rule::ReleaseHandedOver, why));
+    if let Some(decision) = safety::release_again(view) {
+        return Some(decision);
     }
     Some(match server {
         Server::Running(running) => match running.role {

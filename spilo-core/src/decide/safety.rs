@@ -9,6 +9,7 @@ use crate::cluster::{Initialize, ReleaseDocument};
 use crate::dcs::Key;
 use crate::guard::GuardErrorKind;
 use crate::machine::{Exit, LeaseRequest};
+use crate::mutant::{Mutant, planted};
 use crate::pg::{ControlState, DataDir, PgOp, Server, StartRole};
 use crate::time::NodeTime;
 
@@ -319,6 +320,22 @@ fn store(view: &View<'_>) -> Option<Decision> {
     let request = LeaseRequest::Succeed(kept.secret.clone(), view.config().ttl);
     let why = format!("the guard kept epoch {}", kept.epoch);
     Some(Decision::new(Rule::Succeed, Action::Lease(request), why))
+}
+
+/// A lock whose release was asked for and not answered permits nothing any more, and is of no use
+/// but to be released.
+pub(super) fn release_again(view: &View<'_>) -> Option<Decision> {
+    let held = view.facts.holding.as_ref()?;
+    // Without a store it ends of age, and the server is of use to readers meanwhile.
+    if !held.is_alive(view.now()) {
+        return None;
+    }
+    let epoch = held.lease.epoch;
+    let forgotten = planted(Mutant::ReleaseForgotten);
+    (Some(epoch) <= view.facts.released && !forgotten).then(|| {
+        let why = "an earlier request to give the lock up has no answer";
+        release(view, Rule::ReleaseHandedOver, why)
+    })
 }
 
 /// Returns the decision to give the lock up, with the record that proves it to others.

@@ -203,6 +203,12 @@ impl Machine {
         if facts.fencing.is_some() && facts.ago(facts.fencing) >= FENCE_PATIENCE {
             return;
         }
+        // Who hears nothing of its renewals does not write any more, and must not keep the lock from
+        // others by renewals that arrive. A read that shows it to be ours still begins them again.
+        let over = held.renewed + held.lease.ttl;
+        if over <= facts.now && held.confirmed < over && !self.view().may_write() {
+            return;
+        }
         // The time to live is fixed when a lease is granted: another one takes a fresh lease.
         // While a bootstrap is claimed under the lease, the claim would go with it.
         let changed = held.lease.ttl != facts.config.ttl && facts.config_known();
@@ -346,7 +352,8 @@ impl Machine {
             (false, false) => idle_every(facts.config.ttl),
         };
         let due = spent >= every || (!commands.is_empty() && spent >= every * 3 / 4);
-        if facts.lanes.observe_wanted || due {
+        let outdated = facts.pg.as_ref().map(|seen| seen.at) < Some(facts.leader_since);
+        if facts.lanes.observe_wanted || due || outdated {
             let ticket = self.facts.ticket();
             self.facts.lanes.observe_wanted = false;
             self.facts.lanes.observe = Some(Sent {

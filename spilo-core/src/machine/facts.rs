@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::lease::{Consent, Holding, Predecessor, Promise};
+use super::lease::{Consent, Earlier, Holding, Predecessor, Promise};
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::{Cluster, MemberRecord};
 use crate::config::DynamicConfig;
@@ -61,6 +61,11 @@ pub struct Facts {
     /// Until when somebody may write who held the lock before this node, whether or not it still
     /// holds what it found that out with.
     pub others_until: Option<NodeTime>,
+    /// When the holder of the lock was first seen to hold it.
+    pub leader_since: NodeTime,
+    /// Those who held the lock before the predecessor, unless that one is known to have waited for
+    /// them.
+    pub earlier: Option<Earlier>,
     /// Who held the lock before.
     pub predecessor: Option<Predecessor>,
     /// What PostgreSQL was when it was looked at last; `at` is when the look began.
@@ -275,6 +280,8 @@ impl Facts {
             record_seen: false,
             released: None,
             others_until: None,
+            leader_since: NodeTime::default(),
+            earlier: None,
             predecessor: None,
             pg: None,
             moved: false,

@@ -86,6 +86,18 @@ pub struct Predecessor {
     pub proof: Option<Proof>,
 }
 
+/// Who held the lock before the last holder.
+///
+/// A holder waits for those before it, and then leaves its record and writes. One without a record
+/// may still be waiting for somebody who writes, and what is proven of it proves nothing of him.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Earlier {
+    /// The latest holding among theirs that this agent knew of.
+    pub epoch: Option<Epoch>,
+    /// When the last of them cannot write any more.
+    pub until: NodeTime,
+}
+
 /// Why a former holder of the lock cannot write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Proof {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::Machine;
 use super::facts::Facts;
-use super::lease::{Holding, Predecessor, Proof};
+use super::lease::{Earlier, Holding, Predecessor, Proof};
 use crate::cluster::{Cluster, Initialize, Leader, MemberRole, ReleaseDocument};
 use crate::dcs::{LeaderRecord, Lease, LeaseSecret};
-use crate::ids::MemberName;
+use crate::ids::{Epoch, MemberName};
 use crate::mutant::{Mutant, planted};
 use crate::pg::PgStatus;
 use crate::time::NodeTime;
@@ -71,12 +71,20 @@ impl Machine {
             let same =
                 |p: &Predecessor| p.record.as_ref().map(|r| r.epoch) == Some(leader.record.epoch);
             let last = facts.predecessor.as_ref().filter(|p| same(p));
+            if last.is_none() {
+                facts.leader_since = facts.now;
+            }
             let left = last.and_then(|p| p.left);
             let longest = last
                 .and_then(|p| p.ttl)
                 .max(told_by(cluster.release.as_ref(), leader))
                 .max(ttl_of(cluster));
             let older = Older::of(facts, cluster, leader, longest);
+            if is_recorded(cluster, Some(leader.record.epoch)) {
+                facts.earlier = None;
+            } else if last.is_none() && !planted(Mutant::EarlierForgotten) {
+                facts.earlier = earlier(facts, me);
+            }
             facts.predecessor = Some(Predecessor {
                 name: leader.name.clone(),
                 record: Some(leader.record.clone()),
@@ -144,6 +152,9 @@ impl Machine {
                 proof: None,
             };
         }
+        if is_recorded(cluster, before.epoch()) {
+            facts.earlier = None;
+        }
         before.gone = before.gone.or(Some(now));
         before.gone_revision = before.gone_revision.or(Some(cluster.revision));
         if before.name.as_ref() == Some(me) && Some(before.epoch()) == Some(facts.given_up) {
@@ -182,21 +193,57 @@ impl Machine {
         let ours = facts.holding.as_ref().map(|held| held.lease.epoch);
         let before = facts.predecessor.as_ref();
         let known = before.and_then(Predecessor::epoch);
+        let earlier = facts.earlier;
         let unseen = match &cluster.release {
+            // Who wrote last left the last record, and later holders have not written yet.
             Some(record) => {
-                Some(record.epoch) > known && Some(record.epoch) != ours && record.taken
+                let waited_for = known == Some(record.epoch)
+                    || (known > Some(record.epoch)
+                        && (earlier.and_then(|e| e.epoch) >= Some(record.epoch)
+                            || planted(Mutant::EarlierForgotten)));
+                record.taken && ours != Some(record.epoch) && !waited_for
             }
             // Every holder leaves one before it writes. A node with data that finds none looks at
             // a store that was wiped, and whoever held the lock before that may be writing.
             None => facts.record_seen || (self.has_data() && !planted(Mutant::WipeForgotten)),
         };
-        if kept || !unseen || planted(Mutant::OthersNotAwaited) {
+        if kept || planted(Mutant::OthersNotAwaited) {
             return facts.now;
+        }
+        let known_until = earlier.map_or(facts.now, |e| e.until.max(facts.now));
+        if !unseen {
+            return known_until;
         }
         let longest = before.map_or(Duration::ZERO, Predecessor::longest);
         let told = cluster.release.as_ref().and_then(|record| record.ttl);
-        facts.now + longest.max(facts.config.ttl).max(told.unwrap_or_default())
+        known_until.max(facts.now + longest.max(facts.config.ttl).max(told.unwrap_or_default()))
     }
+}
+
+/// Whether the latest record is that of this holding, which therefore waited for all before it.
+fn is_recorded(cluster: &Cluster, epoch: Option<Epoch>) -> bool {
+    let record = cluster.release.as_ref();
+    record.is_some_and(|record| Some(record.epoch) == epoch)
+}
+
+/// Returns who held the lock before somebody took it who is not the predecessor that was known.
+fn earlier(facts: &Facts, me: &MemberName) -> Option<Earlier> {
+    let Some(before) = &facts.predecessor else {
+        return facts.earlier;
+    };
+    let own = before.name.as_ref() == Some(me);
+    let until = match before.cannot_write(facts.now) {
+        _ if own => facts.now,
+        Ok(_) => facts.now,
+        // It held the lock when it was last looked at, and has lost it since.
+        Err(_) if before.gone.is_none() => facts.now + before.longest(),
+        Err(until) => until,
+    };
+    let last = facts.earlier;
+    Some(Earlier {
+        epoch: before.epoch().max(last.and_then(|e| e.epoch)),
+        until: last.map_or(until, |e| e.until.max(until)),
+    })
 }
 
 /// What an earlier holding of the node that holds the lock means for others.

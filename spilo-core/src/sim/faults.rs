@@ -58,6 +58,10 @@ pub enum Fault {
     StopStore,
     /// The store takes requests and answers none.
     SilenceStore,
+    /// Every other time, what a node reads of the store is what was there when this began: some
+    /// member of the store has heard of nothing since. The trait promises better, and a backend
+    /// has to refuse such answers; plans do not choose this one.
+    StaleReads(usize),
     /// The store elects a leader: it is silent, and all leases begin anew.
     StoreElection,
     /// Somebody deletes the leader key.
@@ -208,6 +212,7 @@ impl Sim {
             Fault::Scatter => self.scatter(false),
             Fault::StopStore => self.store.refuses = true,
             Fault::SilenceStore | Fault::StoreElection => self.store.silent = true,
+            Fault::StaleReads(n) => self.store.leave_behind(n, now),
             Fault::DeleteLeader => self.store.keys.delete_leader(now),
             Fault::Wipe => self.store.keys.wipe(now),
             Fault::WipeSome(which) => {
@@ -256,6 +261,9 @@ impl Sim {
             Fault::Scatter => self.scatter(true),
             Fault::StopStore => self.store.refuses = false,
             Fault::SilenceStore => self.store.silent = false,
+            Fault::StaleReads(n) => {
+                self.store.past.remove(&n);
+            }
             Fault::StoreElection => {
                 self.store.silent = false;
                 self.store.keys.begin_leases_anew(NodeTime(self.now));
@@ -277,6 +285,7 @@ impl Sim {
         self.queue.remove(|item| matches!(item, Item::Over(_)));
         self.network.mend();
         (self.store.refuses, self.store.silent) = (false, false);
+        self.store.past.clear();
         self.mend_initialize();
         for n in 0..self.nodes.len() {
             self.nodes[n].guard.frozen = false;

@@ -76,7 +76,7 @@ impl Sim {
         let allowed = self.lag_allowed();
         // Whoever asks for a failover to a node by name takes what it has.
         let named = self.asked_for.contains(&n);
-        self.asked_for.clear();
+        self.asked_for.retain(|asked| *asked != n);
         if bytes > 0 && !named && forked_at.saturating_add(allowed) < told {
             let name = n_name(&self.nodes, n);
             let what = format!(

@@ -164,7 +164,7 @@ impl Plan {
             _ => any,
         };
         let kind = chance.pick(&self.kinds);
-        let longest = chance.pick(&[1000, 5000, 20_000]);
+        let longest = chance.pick(&[1000, 5000, 20_000, 60_000]);
         let lasts = 50 + chance.below(longest);
         let fault = fault(kind, node, chance, self.nodes);
         sim.strike(fault, lasts);

@@ -185,6 +185,7 @@ impl Sim {
     /// Sends a request to the store. Its sender learns of its outcome, or after a while that there
     /// is none to learn.
     fn send(&mut self, n: usize, ticket: Ticket, body: StoreBody) {
+        self.store.requests += 1;
         let patience = self.limits(n).map_or(PATIENCE, |limits| {
             let limit = match body {
                 StoreBody::Lease(..) => limits.lease,
@@ -239,14 +240,14 @@ impl Sim {
                 Event::Lease(call.ticket, result)
             }
             StoreBody::Read(request) => {
-                let keys = &mut self.store.keys;
+                let store = &mut self.store;
                 let answer = match &request {
-                    ReadRequest::Snapshot => ReadAnswer::Snapshot(Box::new(keys.snapshot(now))),
+                    ReadRequest::Snapshot => ReadAnswer::Snapshot(Box::new(store.snapshot(n, now))),
                     ReadRequest::LeaseLeft(holder) => {
-                        ReadAnswer::LeaseLeft(keys.lease_left(now, holder))
+                        ReadAnswer::LeaseLeft(store.keys.lease_left(now, holder))
                     }
                     ReadRequest::LeaseEnded(holder) => {
-                        ReadAnswer::LeaseEnded(keys.lease_ended(now, holder))
+                        ReadAnswer::LeaseEnded(store.keys.lease_ended(now, holder))
                     }
                 };
                 Event::Read(call.ticket, Ok(answer))

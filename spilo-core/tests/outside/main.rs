@@ -6,6 +6,7 @@
 mod conformance;
 mod scenarios;
 mod seeds;
+mod store;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};

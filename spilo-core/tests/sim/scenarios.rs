@@ -259,3 +259,15 @@ fn a_stalled_disk_is_no_reason_for_two_writers() {
     run(&mut sim, 5.0);
     healthy(&mut sim);
 }
+
+#[test]
+fn a_standby_that_hangs_is_ended_and_started_anew() {
+    let mut sim = three(10);
+    let standby = another(&sim, sim.primary().unwrap());
+    sim.begin(Fault::FreezeServer(standby));
+    sim.run_until("its end", 40, |sim| {
+        sim.rules().contains(&Rule::FenceHungStandby)
+    });
+    sim.end(Fault::FreezeServer(standby));
+    healthy(&mut sim);
+}

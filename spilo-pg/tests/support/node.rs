@@ -15,7 +15,6 @@ use spilo_core::pg::{
     Control, DataDir, PgError, PgOp, PgStatus, Postgres as _, Progress, Role, Running, Server,
     StartRole, Upstream,
 };
-use spilo_core::time::NodeTime;
 use spilo_core::{DynamicConfig, Revision};
 use spilo_pg::guard::{boot_time, fence_without_guard};
 use spilo_pg::{BootClock, Credentials, GuardClient, GuardOptions, LocalOptions, LocalPostgres};

@@ -40,10 +40,15 @@ pub async fn a_deposed_leader_cannot_write(laboratory: &dyn Laboratory) {
         Err(DcsErrorKind::Conflict)
     );
     assert_eq!(value(&snapshot(&*b).await, Key::Status), Some(bytes("1")));
-    b.put(Key::Status, bytes("4"), Expect::Leader(new.epoch))
+    let by_new = Expect::Leader(new.epoch);
+    b.put(Key::Status, bytes("4"), by_new)
         .await
         .expect("the leader writes");
     assert_eq!(value(&snapshot(&*a).await, Key::Status), Some(bytes("4")));
+    b.delete(Key::Status, by_new)
+        .await
+        .expect("the leader deletes");
+    assert_eq!(value(&snapshot(&*a).await, Key::Status), None);
 }
 
 /// Each expectation lets through exactly what it says, and a refused write changes nothing.
@@ -86,6 +91,7 @@ pub async fn a_write_is_done_only_as_expected(laboratory: &dyn Laboratory) {
     assert_eq!(entry().await, at("3", third));
 
     assert_eq!(delete(Expect::Revision(second)).await, Err(conflict));
+    assert_eq!(delete(Expect::Absent).await, Err(conflict), "there is one");
     assert_eq!(entry().await, at("3", third));
     delete(Expect::Revision(third))
         .await
@@ -137,6 +143,15 @@ pub async fn a_snapshot_is_of_one_revision(laboratory: &dyn Laboratory) {
         }
     });
     all(vec![write, read]).await;
+
+    let before = snapshot(&*reader).await;
+    let deleted = writer.delete(Key::Config, Expect::Anything).await;
+    deleted.expect("a healthy store is written");
+    let after = snapshot(&*reader).await;
+    assert!(
+        after.revision > before.revision,
+        "no two states are of one revision"
+    );
 }
 
 /// Bytes that are no text, empty ones, and many come back as they were written, from every key.
@@ -167,7 +182,7 @@ pub async fn any_bytes_come_back_unharmed(laboratory: &dyn Laboratory) {
 }
 
 /// A member record stays while it is announced, follows its changes, vanishes when it is not
-/// announced any more, and comes back with the next announcement.
+/// announced any more, whatever others announce, and comes back with the next announcement.
 pub async fn a_member_record_vanishes_when_it_is_not_announced(laboratory: &dyn Laboratory) {
     let (a, b) = (laboratory.node().await, laboratory.node().await);
     let (me, ttl) = (name("a"), shortest(&*a));
@@ -192,8 +207,12 @@ pub async fn a_member_record_vanishes_when_it_is_not_announced(laboratory: &dyn 
     while member(&*b).await.is_some() {
         let latest = sent + ttl + b.capabilities().release_slack + MARGIN;
         assert!(laboratory.elapsed() < latest, "gone after its ttl");
+        let other = b.announce(&name("b"), bytes("other"), ttl).await;
+        other.expect("another member announces itself");
         laboratory.sleep(STEP).await;
     }
+    let others: Vec<_> = snapshot(&*b).await.members.into_keys().collect();
+    assert_eq!(others, ["b"], "each record has a time of its own");
     let age = laboratory.elapsed() - sent;
     assert!(
         age >= ttl,

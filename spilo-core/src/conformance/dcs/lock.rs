@@ -33,6 +33,51 @@ pub async fn one_of_twenty_racing_acquirers_wins(laboratory: &dyn Laboratory) {
     let lease = results[winner].as_ref().expect("it has won");
     let (me, node) = &nodes[winner];
     assert_holds(&snapshot(&**node).await, me.as_str(), lease);
+    node.release(lease, bytes("r"))
+        .await
+        .expect("the holder releases");
+    for _ in 0..2 {
+        let leader = snapshot(&**node).await.leader;
+        assert_eq!(leader, None, "who was refused does not queue for the lock");
+        laboratory.sleep(STEP).await;
+    }
+}
+
+/// Whoever asks for a lock that is held by its own name is refused, by the handle that holds it
+/// and by any other: an earlier incarnation of a node may still be writing.
+pub async fn a_name_is_no_claim_to_the_lock(laboratory: &dyn Laboratory) {
+    let (a, b) = (laboratory.node().await, laboratory.node().await);
+    let (me, lease) = (name("a"), acquired(&*a, "a", LONG).await);
+    for node in [&a, &b] {
+        assert_eq!(
+            kind(node.acquire(&me, LONG).await),
+            Err(DcsErrorKind::Conflict)
+        );
+        node.settle().await.expect("there is nothing to settle");
+        assert_holds(&snapshot(&*b).await, "a", &lease);
+    }
+    a.renew(&lease).await.expect("the first lease lives on");
+}
+
+/// The lease of a succession neither ends with the earlier one nor lasts as long as that would
+/// have.
+pub async fn a_succession_lasts_for_a_ttl_of_its_own(laboratory: &dyn Laboratory) {
+    let (old, new) = (laboratory.node().await, laboratory.node().await);
+    let ttl = shortest(&*old);
+    for earlier in [ttl, LONG] {
+        let lease = acquired(&*old, "a", earlier).await;
+        laboratory.sleep(ttl / 2).await;
+        let sent = laboratory.elapsed();
+        let next = new.succeed(&lease.secret, &name("a"), ttl).await;
+        let next = next.expect("the exact secret succeeds");
+        let ended = until_free(laboratory, &*old, sent, ttl).await;
+        assert!(
+            ended >= sent + ttl,
+            "held for its whole ttl, not {:?}",
+            ended - sent
+        );
+        assert_eq!(kind(new.renew(&next).await), Err(DcsErrorKind::Conflict));
+    }
 }
 
 /// A lease renewed in time outlives its ttl, and nobody else gets the lock.
@@ -139,6 +184,8 @@ pub async fn a_release_leaves_its_record_in_the_same_revision(laboratory: &dyn L
             kind(a.release(&lease, bytes("again")).await),
             Err(DcsErrorKind::Conflict)
         );
+        let renewed = kind(a.renew(&lease).await);
+        assert_eq!(renewed, Err(DcsErrorKind::Conflict), "it was given up");
     }
 }
 
@@ -213,7 +260,10 @@ pub async fn the_end_of_a_lease_is_proven_only_when_it_has_ended(laboratory: &dy
             break;
         }
         let latest = sent + ttl + b.capabilities().release_slack + MARGIN;
-        assert!(asked < latest, "the end of a lease is seen");
+        assert!(
+            asked < latest,
+            "the end of a lease that has an id is told; a store that cannot tell leaves it out"
+        );
         laboratory.sleep(STEP).await;
     }
 }
@@ -257,8 +307,8 @@ pub async fn what_is_left_of_a_lease_is_never_overstated(laboratory: &dyn Labora
     assert_eq!(left, None, "a lease that was given back");
 }
 
-/// The empty `initialize` key is claimed by the holder of the lock only, once, and vanishes with
-/// the lease; what was written over it stays.
+/// The empty `initialize` key is claimed by the holder of the lock only, while there is none, and
+/// vanishes with the lease, also when that is given up; what was written over it stays.
 pub async fn a_claim_to_initialize_goes_with_its_lease(laboratory: &dyn Laboratory) {
     let (a, b) = (laboratory.node().await, laboratory.node().await);
     let ttl = shortest(&*a);
@@ -292,6 +342,21 @@ pub async fn a_claim_to_initialize_goes_with_its_lease(laboratory: &dyn Laborato
         .expect("the holder writes the identifier");
     until_free(laboratory, &*b, from, ttl).await;
     assert_eq!(value(&snapshot(&*b).await, Key::Initialize), Some(id));
+
+    let lease = acquired(&*a, "a", LONG).await;
+    assert_eq!(
+        kind(a.claim_initialize(&lease).await),
+        Err(DcsErrorKind::Conflict),
+        "the cluster has its identifier"
+    );
+    let deleted = a.delete(Key::Initialize, Expect::Leader(lease.epoch)).await;
+    deleted.expect("the leader deletes it");
+    a.claim_initialize(&lease).await.expect("the holder claims");
+    a.release(&lease, bytes("r"))
+        .await
+        .expect("the holder releases");
+    let left = value(&snapshot(&*b).await, Key::Initialize);
+    assert_eq!(left, None, "a claim goes with the lease that is given up");
 }
 
 /// Longer than any test.

@@ -1,4 +1,7 @@
 //! Requests of which nobody saw the end.
+//!
+//! They are dropped between two polls. A store that answers without ever waiting has nothing in
+//! between, and passes.
 
 use std::time::Duration;
 
@@ -44,7 +47,6 @@ pub async fn f18_an_abandoned_acquire_is_settled(laboratory: &dyn Laboratory) {
             .await
             .expect("the holder releases");
     }
-    assert!(polls > 1, "an acquire has an await point to be dropped at");
 }
 
 /// A succession dropped at any of its await points leaves the lock with the old lease, or with
@@ -82,10 +84,6 @@ pub async fn f18_an_abandoned_succession_is_settled(laboratory: &dyn Laboratory)
             "dropped after {polls} polls"
         );
     }
-    assert!(
-        polls > 1,
-        "a succession has an await point to be dropped at"
-    );
 }
 
 /// More than any backend's acquire takes.

@@ -134,3 +134,30 @@ fn a_history_from_before_the_leader_was_promoted_again_is_not_believed() {
         .cluster(|c| c.members.get_mut(&name("b")).unwrap().timeline = Some(Timeline(2)));
     assert_eq!(rule(outdated), Rule::AwaitHistory);
 }
+
+#[test]
+fn a_lock_whose_release_has_no_answer_is_released_whatever_the_data_are() {
+    let whole = node().holder();
+    let half = node()
+        .pg(DataDir::Unfinished(PgOpKind::Bootstrap), Server::Down)
+        .holder()
+        .with(|f| f.claimed = Some(Epoch(20)));
+    for node in [whole, half] {
+        let asked = node.with(|f| f.released = Some(Epoch(20)));
+        assert_eq!(rule(asked), Rule::ReleaseHandedOver);
+    }
+}
+
+#[test]
+fn a_standby_follows_a_new_leader_by_where_it_is_now() {
+    let follows = |since: u64| {
+        node()
+            .led_by_b()
+            .with(|f| f.leader_since = NodeTime(since))
+            .decide()
+            .rule
+    };
+    let looked_at = node().facts.pg.unwrap().at;
+    assert_eq!(follows(looked_at.0 + 1), Rule::Looking);
+    assert_ne!(follows(looked_at.0), Rule::Looking);
+}

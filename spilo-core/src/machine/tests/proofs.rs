@@ -385,3 +385,52 @@ fn f28_a_node_with_data_that_finds_no_record_of_a_holder_writes_a_lease_later() 
     assert!(clear >= Some(held + Duration::from_secs(10)), "{clear:?}");
     assert_eq!(trace.until(), None);
 }
+
+#[test]
+fn what_is_proven_of_a_holder_that_never_wrote_proves_nothing_of_the_one_before_it() {
+    let member = r#"{"conn_url":"postgres://10.0.0.3:5432/postgres","api_url":"http://c",
+        "state":"running","role":"replica","spilo_version":"0","timeline":1}"#;
+    // Whether this agent looked while b held the lock, or has only the record to know it by.
+    for saw_b in [true, false] {
+        let mut trace = trace();
+        let with_c = |mut raw: RawSnapshot| {
+            raw.documents
+                .insert(Key::Release, entry(taken("b", 20), 21));
+            raw.members.insert("c".to_owned(), entry(member, 4));
+            raw
+        };
+        if saw_b {
+            trace.snapshot(with_c(led_by("b", 20)));
+            trace.snapshot(with_c(free(25, None)));
+        }
+        let lost = trace.now;
+        // c takes the lock, waits for b, and loses it again before it wrote.
+        trace.snapshot(with_c(led_by("c", 30)));
+        trace.snapshot(with_c(free(35, None)));
+        for _ in 0..40 {
+            for who in ["b", "c"] {
+                if let Some(ticket) = trace.peers.remove(&name(who)) {
+                    let answer = (who == "c").then(|| PeerStatus {
+                        name: Some(name("c")),
+                        ..peer()
+                    });
+                    trace.step(1, Event::PeerAnswered(ticket, name(who), answer));
+                }
+            }
+            trace.step(50, Event::Tick);
+        }
+        assert!(
+            matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))),
+            "{}",
+            trace.rule()
+        );
+        trace.answer_lease(Ok(LeaseAnswer::Held(lease(40))));
+        trace.snapshot(with_c(led_by("a", 40)));
+        let holding = trace.machine.facts().holding.as_ref();
+        let clear = holding.and_then(|held| held.clear);
+        assert!(
+            clear >= Some(lost + Duration::from_millis(9990)),
+            "{clear:?}"
+        );
+    }
+}
