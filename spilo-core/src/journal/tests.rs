@@ -218,8 +218,8 @@ fn what_stands_before_a_cut_counts() {
 #[test]
 fn the_header_of_another_format_is_told_as_such() {
     let mut lines = recorded();
-    lines[0] = r#"{"journal":2,"anything":"else"}"#.to_owned();
-    assert_eq!(fault(&lines), (1, Fault::Format { found: 2 }));
+    lines[0] = r#"{"journal":0,"anything":"else"}"#.to_owned();
+    assert_eq!(fault(&lines), (1, Fault::Format { found: 0 }));
 }
 
 #[test]
