@@ -150,7 +150,7 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     if !listed && !planted(Mutant::UnlistedAcquires) {
         let why = format!(
             "{} is not among the members by whose consent a primary may live without the store; if \
-             none of them is left, delete the key failsafe",
+             none of them is left, set the key failsafe to {{}}",
             view.me.name
         );
         return Some(Decision::wait(Rule::NotInFailsafe, why));

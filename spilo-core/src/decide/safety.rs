@@ -10,7 +10,7 @@ use crate::dcs::Key;
 use crate::guard::GuardErrorKind;
 use crate::machine::{Exit, LeaseRequest};
 use crate::mutant::{Mutant, planted};
-use crate::pg::{ControlState, DataDir, PgOp, Server, StartRole};
+use crate::pg::{ControlState, DataDir, PgOp, PgOpKind, Server, StartRole};
 use crate::time::NodeTime;
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -288,6 +288,9 @@ fn handed_over(view: &View<'_>) -> Option<Decision> {
         return Some(Decision::new(Rule::AwaitHandOver, Action::AskPeers, why));
     }
     if view.is_armed_for(Duration::ZERO) {
+        if let Some(failure) = view.backing_off(PgOpKind::Start) {
+            return Some(Decision::wait(Rule::HandOverFailed, failure.text.clone()));
+        }
         let op = PgOp::Start {
             role: StartRole::Primary,
         };
