@@ -232,7 +232,7 @@ fn shutdown(view: &View<'_>) -> Option<Decision> {
         .electorate
         .keys()
         .any(|name| is_alive(view, name));
-    if view.is_holder() && serves && others && view.failed(crate::pg::PgOpKind::HandOver) == 0 {
+    if view.is_holder() && serves && others && view.failed(PgOpKind::HandOver) == 0 {
         let op = PgOp::HandOver { candidate: None };
         return Some(Decision::run(
             Rule::StopHandOver,
@@ -272,6 +272,11 @@ fn handed_over(view: &View<'_>) -> Option<Decision> {
         seen.and_then(|s| s.value.as_ref())
             .is_some_and(|p| p.position >= Some(position.lsn))
     };
+    // Without a store the lock ends of age, and the server is of use to readers meanwhile.
+    let held = view.facts.holding.as_ref();
+    if held.is_some_and(|held| !held.is_alive(view.now())) {
+        return None;
+    }
     let level = match &done.candidate {
         Some(candidate) => has_it(candidate),
         None => view.facts.electorate.keys().any(has_it),

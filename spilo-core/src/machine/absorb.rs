@@ -311,6 +311,8 @@ impl Machine {
         }
         if let Some(control) = status.control() {
             facts.system_id = Some(control.system_id);
+            // Others may have copied what was begun here, before the store knows of it.
+            facts.existed = true;
         }
         let idle_standby = matches!(
             status.running().map(|r| &r.role),

@@ -92,8 +92,8 @@ pub struct Predecessor {
 /// may still be waiting for somebody who writes, and what is proven of it proves nothing of him.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Earlier {
-    /// The latest holding among theirs that this agent knew of.
-    pub epoch: Option<Epoch>,
+    /// The holding whose record the store has, and which is one of them.
+    pub record: Option<Epoch>,
     /// When the last of them cannot write any more.
     pub until: NodeTime,
 }

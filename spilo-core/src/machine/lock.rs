@@ -82,8 +82,8 @@ impl Machine {
             let older = Older::of(facts, cluster, leader, longest);
             if is_recorded(cluster, Some(leader.record.epoch)) {
                 facts.earlier = None;
-            } else if last.is_none() && !planted(Mutant::EarlierForgotten) {
-                facts.earlier = earlier(facts, me);
+            } else if last.is_none() {
+                facts.earlier = Some(Earlier::of(facts, cluster, me));
             }
             facts.predecessor = Some(Predecessor {
                 name: leader.name.clone(),
@@ -190,33 +190,21 @@ impl Machine {
             .armed
             .as_ref()
             .is_some_and(|d| facts.now < d.hard && Some(d.epoch) > facts.released);
-        let ours = facts.holding.as_ref().map(|held| held.lease.epoch);
-        let before = facts.predecessor.as_ref();
-        let known = before.and_then(Predecessor::epoch);
-        let earlier = facts.earlier;
-        let unseen = match &cluster.release {
-            // Who wrote last left the last record, and later holders have not written yet.
-            Some(record) => {
-                let waited_for = known == Some(record.epoch)
-                    || (known > Some(record.epoch)
-                        && (earlier.and_then(|e| e.epoch) >= Some(record.epoch)
-                            || planted(Mutant::EarlierForgotten)));
-                record.taken && ours != Some(record.epoch) && !waited_for
-            }
-            // Every holder leaves one before it writes. A node with data that finds none looks at
-            // a store that was wiped, and whoever held the lock before that may be writing.
-            None => facts.record_seen || (self.has_data() && !planted(Mutant::WipeForgotten)),
-        };
         if kept || planted(Mutant::OthersNotAwaited) {
             return facts.now;
         }
-        let known_until = earlier.map_or(facts.now, |e| e.until.max(facts.now));
-        if !unseen {
-            return known_until;
+        // The predecessor too may be another than when the lock was asked for.
+        let earlier = Earlier::of(facts, cluster, &self.identity.name).until;
+        // Every holder leaves a record before it writes. A node with data that finds none looks at
+        // a store that was wiped, and whoever held the lock before that may be writing.
+        let wiped = cluster.release.is_none()
+            && (facts.record_seen || (self.has_data() && !planted(Mutant::WipeForgotten)));
+        if !wiped {
+            return earlier;
         }
+        let before = facts.predecessor.as_ref();
         let longest = before.map_or(Duration::ZERO, Predecessor::longest);
-        let told = cluster.release.as_ref().and_then(|record| record.ttl);
-        known_until.max(facts.now + longest.max(facts.config.ttl).max(told.unwrap_or_default()))
+        earlier.max(facts.now + longest.max(facts.config.ttl))
     }
 }
 
@@ -226,24 +214,44 @@ fn is_recorded(cluster: &Cluster, epoch: Option<Epoch>) -> bool {
     record.is_some_and(|record| Some(record.epoch) == epoch)
 }
 
-/// Returns who held the lock before somebody took it who is not the predecessor that was known.
-fn earlier(facts: &Facts, me: &MemberName) -> Option<Earlier> {
-    let Some(before) = &facts.predecessor else {
-        return facts.earlier;
-    };
-    let own = before.name.as_ref() == Some(me);
-    let until = match before.cannot_write(facts.now) {
-        _ if own => facts.now,
-        Ok(_) => facts.now,
-        // It held the lock when it was last looked at, and has lost it since.
-        Err(_) if before.gone.is_none() => facts.now + before.longest(),
-        Err(until) => until,
-    };
-    let last = facts.earlier;
-    Some(Earlier {
-        epoch: before.epoch().max(last.and_then(|e| e.epoch)),
-        until: last.map_or(until, |e| e.until.max(until)),
-    })
+impl Earlier {
+    /// Those who held the lock before somebody took it who has no record yet: the predecessor that
+    /// was known, those before it, and whose record is in the store.
+    fn of(facts: &Facts, cluster: &Cluster, me: &MemberName) -> Self {
+        let now = facts.now;
+        let record = cluster.release.as_ref();
+        let last = facts.earlier;
+        let before = facts.predecessor.as_ref();
+        let known = before.and_then(Predecessor::epoch);
+        let mut until = last.map_or(now, |earlier| earlier.until.max(now));
+        if let Some(before) = before.filter(|before| before.name.as_ref() != Some(me)) {
+            let released = record.is_some_and(|r| Some(r.epoch) == known && !r.taken);
+            // One without an end held the lock when it was last looked at, and has lost it since.
+            let end = before.may_write_until().unwrap_or_else(|| {
+                (now + before.longest()).max(before.older_until.unwrap_or_default())
+            });
+            if !released && before.proof.is_none() {
+                until = until.max(end);
+            }
+        }
+        let ours = facts.holding.as_ref().map(|held| held.lease.epoch);
+        let accounted = last.and_then(|earlier| earlier.record);
+        if let Some(record) = record
+            && record.taken
+            && ![ours, known, accounted].contains(&Some(record.epoch))
+        {
+            let longest = before.map_or(Duration::ZERO, Predecessor::longest);
+            let told = record.ttl.unwrap_or_default();
+            until = until.max(now + longest.max(facts.config.ttl).max(told));
+        }
+        if planted(Mutant::EarlierForgotten) {
+            until = now;
+        }
+        Self {
+            record: record.map(|record| record.epoch),
+            until,
+        }
+    }
 }
 
 /// What an earlier holding of the node that holds the lock means for others.

@@ -434,3 +434,63 @@ fn what_is_proven_of_a_holder_that_never_wrote_proves_nothing_of_the_one_before_
         );
     }
 }
+
+#[test]
+fn who_took_and_lost_the_lock_while_it_was_being_acquired_is_waited_for() {
+    let with_record = |mut raw: RawSnapshot| {
+        raw.documents
+            .insert(Key::Release, entry(taken("c", 30), 31));
+        raw
+    };
+    // Whether this agent read while c had the key, or just after, or only once it held the lock.
+    for reads in [
+        vec![led_by("c", 30)],
+        vec![free(33, None)],
+        vec![led_by("c", 30), free(33, None)],
+        vec![],
+    ] {
+        let mut trace = trace();
+        trace.snapshot(led_by("b", 20));
+        trace.snapshot(free(25, Some(released("b", 20))));
+        trace.answer_peer("b", Some(peer()));
+        assert!(matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))));
+        let asked = trace.now;
+        for raw in reads {
+            trace.snapshot(with_record(raw));
+        }
+        trace.answer_lease(Ok(LeaseAnswer::Held(lease(35))));
+        trace.snapshot(with_record(led_by("a", 35)));
+        let holding = trace.machine.facts().holding.as_ref();
+        let clear = holding.and_then(|held| held.clear);
+        assert!(clear >= Some(asked + Duration::from_secs(10)), "{clear:?}");
+    }
+}
+
+#[test]
+fn an_old_record_under_a_leader_that_leaves_none_is_waited_for_once() {
+    let mut trace = trace();
+    let stale = |mut raw: RawSnapshot| {
+        raw.documents
+            .insert(Key::Release, entry(taken("c", 10), 11));
+        raw
+    };
+    trace.snapshot(stale(led_by("b", 20)));
+    trace.pass(60_000);
+    let mut gone = stale(free(25, None));
+    gone.revision = Revision(40);
+    trace.snapshot(gone);
+    for _ in 0..400 {
+        if trace.lease.is_some() {
+            break;
+        }
+        if let Some(ticket) = trace.peers.remove(&name("b")) {
+            trace.step(1, Event::PeerAnswered(ticket, name("b"), Some(peer())));
+        }
+        trace.step(50, Event::Tick);
+    }
+    trace.answer_lease(Ok(LeaseAnswer::Held(lease(50))));
+    trace.snapshot(stale(led_by("a", 50)));
+    let holding = trace.machine.facts().holding.as_ref();
+    let clear = holding.and_then(|held| held.clear);
+    assert!(clear <= Some(trace.now), "{clear:?}");
+}
