@@ -260,7 +260,7 @@ async fn a_watch_that_cannot_go_on_ends_as_a_hint() {
     within(Duration::from_secs(3), etcd.changed(Revision(1))).await;
 
     let (woken, ()) = tokio::join!(
-        tokio::time::timeout(Duration::from_secs(15), etcd.changed(last)),
+        tokio::time::timeout(Duration::from_secs(40), etcd.changed(last)),
         async {
             cluster.sleep(Duration::from_millis(300)).await;
             cluster.signal(0, "-STOP");
