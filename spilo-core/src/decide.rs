@@ -61,6 +61,7 @@ pub enum Action {
 /// Decides.
 pub fn decide(view: &View<'_>) -> Decision {
     None.or_else(|| safety::decide(view))
+        .or_else(|| safety::release_again(view))
         .or_else(|| bootstrap::decide(view))
         .or_else(|| {
             if view.is_holder() {

@@ -27,9 +27,6 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
 }
 
 fn holding(view: &View<'_>) -> Decision {
-    if let Some(decision) = safety::release_again(view) {
-        return decision;
-    }
     let initialize = view.cluster().map(|c| &c.initialize);
     let epoch = view.lease().map(|lease| lease.epoch);
     // What was claimed once is no right to begin anew when the data are lost.

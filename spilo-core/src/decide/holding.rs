@@ -11,9 +11,6 @@ use crate::pg::{Control, PgOp, PgOpKind, Role, Running, Server, StartRole, Upstr
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     let control = view.control()?;
     let server = &view.pg()?.server;
-    if let Some(decision) = safety::release_again(view) {
-        return Some(decision);
-    }
     Some(match server {
         Server::Running(running) => match running.role {
             Role::Primary { .. } => lead(view, running, control),

@@ -8,6 +8,7 @@ use super::{Action, Decision, Rule, View};
 use crate::cluster::{Initialize, ReleaseDocument};
 use crate::dcs::Key;
 use crate::guard::GuardErrorKind;
+use crate::machine::lease::Holding;
 use crate::machine::{Exit, LeaseRequest};
 use crate::mutant::{Mutant, planted};
 use crate::pg::{ControlState, DataDir, PgOp, PgOpKind, Server, StartRole};
@@ -257,9 +258,7 @@ fn unguarded(view: &View<'_>) -> Option<Decision> {
 
 fn handed_over(view: &View<'_>) -> Option<Decision> {
     let done = view.facts.handed_over.as_ref()?;
-    if !view.is_holder() {
-        return None;
-    }
+    living_lock(view)?;
     let clean = view
         .control()
         .is_some_and(|c| c.state == ControlState::ShutDown);
@@ -272,11 +271,6 @@ fn handed_over(view: &View<'_>) -> Option<Decision> {
         seen.and_then(|s| s.value.as_ref())
             .is_some_and(|p| p.position >= Some(position.lsn))
     };
-    // Without a store the lock ends of age, and the server is of use to readers meanwhile.
-    let held = view.facts.holding.as_ref();
-    if held.is_some_and(|held| !held.is_alive(view.now())) {
-        return None;
-    }
     let level = match &done.candidate {
         Some(candidate) => has_it(candidate),
         None => view.facts.electorate.keys().any(has_it),
@@ -330,15 +324,17 @@ fn store(view: &View<'_>) -> Option<Decision> {
     Some(Decision::new(Rule::Succeed, Action::Lease(request), why))
 }
 
+/// Returns the lock of this node, unless its lease is over by our own count: without a store it
+/// ends of age, and the server is of use to readers meanwhile.
+fn living_lock<'a>(view: &View<'a>) -> Option<&'a Holding> {
+    let held = view.facts.holding.as_ref()?;
+    held.is_alive(view.now()).then_some(held)
+}
+
 /// A lock whose release was asked for and not answered permits nothing any more, and is of no use
 /// but to be released.
 pub(super) fn release_again(view: &View<'_>) -> Option<Decision> {
-    let held = view.facts.holding.as_ref()?;
-    // Without a store it ends of age, and the server is of use to readers meanwhile.
-    if !held.is_alive(view.now()) {
-        return None;
-    }
-    let epoch = held.lease.epoch;
+    let epoch = living_lock(view)?.lease.epoch;
     let forgotten = planted(Mutant::ReleaseForgotten);
     (Some(epoch) <= view.facts.released && !forgotten).then(|| {
         let why = "an earlier request to give the lock up has no answer";

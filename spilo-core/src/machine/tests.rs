@@ -223,6 +223,28 @@ impl Trace {
         answer.expect("every question is answered")
     }
 
+    /// Answers every look and every question to a peer until it asks for the lock.
+    fn until_it_acquires(&mut self, answer: impl Fn(&str) -> Option<PeerStatus>) {
+        for _ in 0..1000 {
+            if self.lease.is_some() {
+                break;
+            }
+            for (peer, ticket) in std::mem::take(&mut self.peers) {
+                let answer = answer(peer.as_str());
+                self.step(1, Event::PeerAnswered(ticket, peer, answer));
+            }
+            if self.observe.is_some() {
+                self.look(standby());
+            }
+            self.step(50, Event::Tick);
+        }
+        assert!(
+            matches!(self.lease, Some((_, LeaseRequest::Acquire(_)))),
+            "{}",
+            self.rule()
+        );
+    }
+
     /// Fails every renewal until it asks for consent; returns when it does.
     fn until_it_asks_for_consent(&mut self) -> NodeTime {
         while self.consent.is_none() {

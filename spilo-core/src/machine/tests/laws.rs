@@ -92,23 +92,7 @@ fn an_epoch_that_was_given_up_is_never_held_again() {
     assert_eq!(trace.machine.facts().holding, None);
     // Even as the answer to a request that is under way.
     let mut trace = trace_that_gave_up_30();
-    for _ in 0..400 {
-        if let Some(ticket) = trace.peers.remove(&name("b")) {
-            trace.step(1, Event::PeerAnswered(ticket, name("b"), None));
-        }
-        if trace.observe.is_some() {
-            trace.look(standby());
-        }
-        if trace.lease.is_some() {
-            break;
-        }
-        trace.step(50, Event::Tick);
-    }
-    assert!(
-        matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))),
-        "{}",
-        trace.rule()
-    );
+    trace.until_it_acquires(|_| None);
     trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
     assert!(trace.machine.facts().unsettled);
     assert_eq!(trace.machine.facts().holding, None);

@@ -356,23 +356,7 @@ fn a_member_of_another_cluster_at_a_reused_address_is_neither_heard_nor_promised
 fn f28_a_node_with_data_that_finds_no_record_of_a_holder_writes_a_lease_later() {
     let mut trace = trace();
     trace.snapshot(free(25, None));
-    for _ in 0..1000 {
-        if trace.lease.is_some() {
-            break;
-        }
-        if let Some(ticket) = trace.peers.remove(&name("b")) {
-            trace.step(1, Event::PeerAnswered(ticket, name("b"), Some(peer())));
-        }
-        if trace.observe.is_some() {
-            trace.look(standby());
-        }
-        trace.step(50, Event::Tick);
-    }
-    assert!(
-        matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))),
-        "{}",
-        trace.rule()
-    );
+    trace.until_it_acquires(|_| Some(peer()));
     trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
     let held = trace.now;
     let mut raw = led_by("a", 30);
@@ -407,23 +391,12 @@ fn what_is_proven_of_a_holder_that_never_wrote_proves_nothing_of_the_one_before_
         // c takes the lock, waits for b, and loses it again before it wrote.
         trace.snapshot(with_c(led_by("c", 30)));
         trace.snapshot(with_c(free(35, None)));
-        for _ in 0..40 {
-            for who in ["b", "c"] {
-                if let Some(ticket) = trace.peers.remove(&name(who)) {
-                    let answer = (who == "c").then(|| PeerStatus {
-                        name: Some(name("c")),
-                        ..peer()
-                    });
-                    trace.step(1, Event::PeerAnswered(ticket, name(who), answer));
-                }
-            }
-            trace.step(50, Event::Tick);
-        }
-        assert!(
-            matches!(trace.lease, Some((_, LeaseRequest::Acquire(_)))),
-            "{}",
-            trace.rule()
-        );
+        trace.until_it_acquires(|who| {
+            (who == "c").then(|| PeerStatus {
+                name: Some(name("c")),
+                ..peer()
+            })
+        });
         trace.answer_lease(Ok(LeaseAnswer::Held(lease(40))));
         trace.snapshot(with_c(led_by("a", 40)));
         let holding = trace.machine.facts().holding.as_ref();
@@ -479,15 +452,7 @@ fn an_old_record_under_a_leader_that_leaves_none_is_waited_for_once() {
     let mut gone = stale(free(25, None));
     gone.revision = Revision(40);
     trace.snapshot(gone);
-    for _ in 0..400 {
-        if trace.lease.is_some() {
-            break;
-        }
-        if let Some(ticket) = trace.peers.remove(&name("b")) {
-            trace.step(1, Event::PeerAnswered(ticket, name("b"), Some(peer())));
-        }
-        trace.step(50, Event::Tick);
-    }
+    trace.until_it_acquires(|_| Some(peer()));
     trace.answer_lease(Ok(LeaseAnswer::Held(lease(50))));
     trace.snapshot(stale(led_by("a", 50)));
     let holding = trace.machine.facts().holding.as_ref();
