@@ -54,6 +54,8 @@ mutants! {
     PromiseForgotten,
     /// A consent is lived by although the lock was released for a successor.
     ConsentOutlivesRelease,
+    /// A deadline that the guard was left with is trusted after the lock was released.
+    LeftDeadlineTrusted,
     /// A release that was not answered is not asked for again.
     ReleaseForgotten,
     /// A standby is pointed at a new leader by where it was before there was one.

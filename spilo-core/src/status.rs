@@ -84,9 +84,12 @@ impl Status {
     /// Returns whether the node may take writes at `now` *and* its server does.
     ///
     /// This is what makes `/primary` answer 200. `now` is asked for again, because a status that
-    /// was true when it was taken must not outlive the permission.
+    /// was true when it was taken must not outlive the permission. A cluster that was bootstrapped
+    /// here is none to write to before the store has its identifier: another node may begin anew.
     pub fn is_writable(&self, now: NodeTime) -> bool {
-        self.leadership.is_some_and(|l| now < l.until) && self.is_primary()
+        let control = self.postgres.as_ref().and_then(PgStatus::control);
+        let provisional = control.is_some_and(|control| control.provisional);
+        self.leadership.is_some_and(|l| now < l.until) && self.is_primary() && !provisional
     }
 
     /// Returns whether its server answered as a primary when it was looked at last.

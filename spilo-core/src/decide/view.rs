@@ -142,8 +142,7 @@ impl<'a> View<'a> {
             .map(|consent| consent.leadership(budget));
         // A deadline that the guard keeps was granted and stands: one that the last incarnation of
         // this agent left, or one of a lock that vanished. Nobody can take the lock before it ends.
-        let armed = self.facts.armed.as_ref().filter(|d| stands(d.epoch));
-        let kept = armed.map(|d| Leadership {
+        let kept = self.facts.kept().map(|d| Leadership {
             epoch: d.epoch,
             until: self
                 .end_of_succession()

@@ -301,10 +301,12 @@ impl Machine {
                     .as_ref()
                     .map_or(facts.now, |(since, _)| *since);
                 facts.pg_failing = Some((since, failure.text));
+                facts.lanes.observe_failed = Some(facts.now);
                 return;
             }
         };
         facts.pg_failing = None;
+        facts.lanes.observe_failed = None;
         let before = facts.pg.as_ref().map(|seen| kind_of(&seen.value.server));
         if before != Some(kind_of(&status.server)) {
             facts.server_since = facts.now;
@@ -449,7 +451,7 @@ impl Machine {
         match result {
             Ok(status) => {
                 facts.guard_failing = None;
-                facts.lanes.guard_refused = None;
+                facts.lanes.guard_failed = None;
                 facts.armed.clone_from(&status.deadline);
                 let before = facts.guard.as_ref().map(|seen| seen.value.postmaster);
                 if before != Some(status.postmaster) {
@@ -465,9 +467,8 @@ impl Machine {
                     .guard_failing
                     .as_ref()
                     .map_or(facts.now, |(since, _)| *since);
-                if failure.kind == GuardErrorKind::Refused {
-                    facts.lanes.guard_refused = Some(facts.now);
-                } else {
+                facts.lanes.guard_failed = Some(facts.now);
+                if failure.kind != GuardErrorKind::Refused {
                     facts.armed = None;
                 }
                 facts.guard_failing = Some((since, failure));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::facts::Sent;
-use super::lease::{Holding, deadline, renew_every};
+use super::lease::{Holding, Predecessor, deadline, renew_every};
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
@@ -52,41 +52,45 @@ impl Machine {
     pub(super) fn wake_at(&self, commands: &[Command]) -> NodeTime {
         let facts = &self.facts;
         let ttl = facts.config.ttl;
-        let pause = match (self.is_urgent(), facts.moved) {
+        let urgent = self.is_urgent();
+        let pause = match (urgent, facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
             (false, false) => renew_every(ttl).min(idle_every(ttl)),
         };
-        let mut wake = facts.now + pause;
-        if let Some(held) = &facts.holding {
-            wake = wake
-                .min(held.renewed + renew_every(ttl))
-                .min(held.confirmed + renew_every(ttl));
-        }
-        if let Some(clear) = facts.holding.as_ref().and_then(|held| held.clear) {
-            wake = if clear > facts.now {
-                wake.min(clear)
-            } else {
-                wake
-            };
-        }
-        if let Some(permission) = self.view().leadership() {
-            wake = wake.min(permission.until);
-        }
-        if let Some(until) = facts
-            .predecessor
-            .as_ref()
-            .and_then(super::lease::Predecessor::may_write_until)
-        {
-            wake = if until > facts.now {
-                wake.min(until)
-            } else {
-                wake
-            };
-        }
-        if let Some(document) = report::next_write_at(&self.view()) {
-            wake = wake.min(document);
-        }
+        let held = facts.holding.as_ref();
+        let held = held.map(|held| {
+            let every = renew_every(held.lease.ttl);
+            [held.renewed + every, held.confirmed + every]
+        });
+        let clear = facts.holding.as_ref().and_then(|held| held.clear);
+        let permission = self.view().leadership().map(|permission| permission.until);
+        let predecessor = facts.predecessor.as_ref();
+        let free = predecessor.and_then(Predecessor::may_write_until);
+        let document = report::next_write_at(&self.view());
+        let lanes = &facts.lanes;
+        let failed = [
+            lanes.lease_failed,
+            lanes.write_failed,
+            lanes.guard_failed,
+            lanes.observe_failed,
+        ];
+        let again = failed.into_iter().flatten().map(|at| at + RETRY);
+        let read = lanes.read_at.map(|at| at + READ_URGENT);
+        let left = lanes.left_at.map(|at| at + URGENT);
+        let close = read.into_iter().chain(left).filter(|_| urgent);
+        // What is overdue waits for its answer, or until it may be asked for again.
+        let wake = held
+            .into_iter()
+            .flatten()
+            .chain(again)
+            .chain(close)
+            .chain(clear)
+            .chain(permission)
+            .chain(free)
+            .chain(document)
+            .filter(|at| *at > facts.now)
+            .fold(facts.now + pause, NodeTime::min);
         // Each command brings an event; stepping at once would only ask the same again.
         let soonest = if commands.is_empty() { 10 } else { 20 };
         wake.max(facts.now + Duration::from_millis(soonest))
@@ -140,7 +144,7 @@ impl Machine {
 
     fn arm(&mut self, commands: &mut Vec<Command>) {
         let facts = &self.facts;
-        if facts.lanes.guard.is_some() || facts.ago(facts.lanes.guard_refused) < RETRY {
+        if facts.lanes.guard.is_some() || facts.ago(facts.lanes.guard_failed) < RETRY {
             return;
         }
         let lease = match (&facts.holding, &facts.consent) {
@@ -302,7 +306,7 @@ impl Machine {
                 let (renewed, confirmed) = self.ages(held);
                 is_due(confirmed, renewed, renew_every(held.lease.ttl))
             }
-            None if self.is_urgent() => spent >= URGENT * 3,
+            None if self.is_urgent() => spent >= READ_URGENT,
             // The watch tells of changes; this is for a watch that has gone silent.
             None => spent >= facts.config.loop_wait.min(facts.config.ttl * 3 / 5),
         };
@@ -342,7 +346,7 @@ impl Machine {
 
     fn observe(&mut self, commands: &mut Vec<Command>) {
         let facts = &self.facts;
-        if facts.lanes.observe.is_some() {
+        if facts.lanes.observe.is_some() || facts.ago(facts.lanes.observe_failed) < RETRY {
             return;
         }
         let spent = facts.ago(facts.pg.as_ref().map(|seen| seen.at));
@@ -373,11 +377,8 @@ impl Machine {
         } else {
             idle_every(facts.config.ttl)
         };
-        let failed = facts
-            .guard_failing
-            .as_ref()
-            .is_some_and(|(since, _)| facts.now.since(*since) < RETRY);
-        if facts.lanes.guard.is_none() && spent >= every && !failed {
+        let rested = facts.ago(facts.lanes.guard_failed) >= RETRY;
+        if facts.lanes.guard.is_none() && spent >= every && rested {
             self.send_guard(GuardRequest::Look, commands);
         }
     }
@@ -553,6 +554,9 @@ pub(super) const NOTHING_ASKED: Bytes = Bytes::from_static(b"{}");
 /// While something is going on, the server is looked at ten times a second: a query on an open
 /// connection costs it a fraction of a millisecond.
 const URGENT: Duration = Duration::from_millis(100);
+
+/// How often the store is read meanwhile; hints come between.
+const READ_URGENT: Duration = Duration::from_millis(300);
 
 /// A server that writes or receives is looked at once a second: so old is the position by which
 /// others judge how far behind they are.

@@ -17,7 +17,7 @@ use crate::history::History;
 use crate::ids::{Epoch, MemberName, OpId, Revision, SlotName, SystemId};
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
-use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus};
+use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Server};
 use crate::time::NodeTime;
 use crate::wal::Timeline;
 
@@ -226,8 +226,10 @@ pub struct Lanes {
     pub write_failed: Option<NodeTime>,
     /// When the last lease request that failed ended.
     pub lease_failed: Option<NodeTime>,
-    /// When the guard last refused something, which it would again.
-    pub guard_refused: Option<NodeTime>,
+    /// When the last request to the guard that failed ended; the next would fail as fast.
+    pub guard_failed: Option<NodeTime>,
+    /// When the last look at PostgreSQL that failed ended.
+    pub observe_failed: Option<NodeTime>,
     /// When reading this node's own history failed last.
     pub history_failed: Option<NodeTime>,
     /// When the last consent round ended.
@@ -353,6 +355,23 @@ impl Facts {
             self.given_up = self.given_up.max(Some(holding.lease.epoch));
             self.handed_over = None;
         }
+    }
+
+    /// Returns the guard's deadline, if the permission that it stands for can be this node's still.
+    ///
+    /// The guard keeps its deadline when the server has ended. Where none takes writes, one that an
+    /// agent before this one left may be that of a lock which was released since.
+    pub fn kept(&self) -> Option<&Deadline> {
+        let status = self.pg.as_ref().map(|seen| &seen.value);
+        let ended = status.is_none_or(|status| {
+            status.server == Server::Down || status.control().is_none_or(|c| c.standby)
+        });
+        let held = self.holding.as_ref().map(|held| held.lease.epoch);
+        self.armed.as_ref().filter(|deadline| {
+            let epoch = Some(deadline.epoch);
+            let own = epoch == held || epoch == self.given_up || !ended;
+            epoch > self.released && (own || planted(Mutant::LeftDeadlineTrusted))
+        })
     }
 
     /// Returns whether the configuration in force is one that the store has.

@@ -186,10 +186,7 @@ impl Machine {
     fn clear_of_others(&self, cluster: &Cluster) -> NodeTime {
         let facts = &self.facts;
         // Nobody can have taken the lock before our own permission ends.
-        let kept = facts
-            .armed
-            .as_ref()
-            .is_some_and(|d| facts.now < d.hard && Some(d.epoch) > facts.released);
+        let kept = facts.kept().is_some_and(|d| facts.now < d.hard);
         if kept || planted(Mutant::OthersNotAwaited) {
             return facts.now;
         }

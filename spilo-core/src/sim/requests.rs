@@ -487,8 +487,13 @@ impl Sim {
     // The clients.
 
     fn clients_write(&mut self) {
-        for n in 0..self.nodes.len() {
-            if let Some(row) = self.nodes[n].server.write(self.conditions.write_bytes) {
+        for node in &mut self.nodes {
+            // Whether its agent says so or not, they write wherever it is possible; but nobody told
+            // them of a cluster that is only being begun.
+            if !node.server.has_promised_data() {
+                continue;
+            }
+            if let Some(row) = node.server.write(self.conditions.write_bytes) {
                 self.clients.acknowledge(self.now, row);
             }
         }

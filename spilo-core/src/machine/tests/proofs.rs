@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::decide::Rule;
+use crate::guard::Deadline;
 
 /// The key of `b` was deleted, and it had the lock for ten seconds at most.
 fn vanished() -> Trace {
@@ -368,6 +369,38 @@ fn f28_a_node_with_data_that_finds_no_record_of_a_holder_writes_a_lease_later() 
     let clear = holding.and_then(|held| held.clear);
     assert!(clear >= Some(held + Duration::from_secs(10)), "{clear:?}");
     assert_eq!(trace.until(), None);
+}
+
+/// Its lock was released since, another node has held it, and the store was wiped.
+#[test]
+fn a_deadline_that_an_earlier_agent_left_under_a_standby_permits_nothing() {
+    let mut trace = trace();
+    let left = Deadline {
+        epoch: Epoch(20),
+        secret: LeaseSecret("20".to_owned()),
+        soft: trace.now + Duration::from_secs(118),
+        hard: trace.now + Duration::from_secs(120),
+    };
+    let mut keeps = GuardStatus::idle();
+    keeps.deadline = Some(left.clone());
+    trace.answer_guard(keeps);
+    assert_eq!(trace.machine.facts().armed, Some(left.clone()));
+    assert_eq!(trace.until(), None);
+    trace.snapshot(free(25, None));
+    trace.until_it_acquires(|_| Some(peer()));
+    assert!(trace.now < left.soft);
+    trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
+    let held = trace.now;
+    let mut raw = led_by("a", 30);
+    raw.documents.remove(&Key::Release);
+    trace.snapshot(raw);
+    let holding = trace.machine.facts().holding.as_ref();
+    let clear = holding.and_then(|held| held.clear);
+    assert!(clear >= Some(held + Duration::from_secs(10)), "{clear:?}");
+    assert_eq!(trace.until(), None);
+    // Under a primary it is the permission that an agent which was restarted finds.
+    trace.look(primary());
+    assert!(trace.until().is_some());
 }
 
 #[test]
