@@ -56,6 +56,8 @@ mutants! {
     ConsentOutlivesRelease,
     /// A deadline that the guard was left with is trusted after the lock was released.
     LeftDeadlineTrusted,
+    /// A server that an earlier agent left and that cannot be looked at counts as no writer.
+    UnseenTrusted,
     /// A release that was not answered is not asked for again.
     ReleaseForgotten,
     /// A standby is pointed at a new leader by where it was before there was one.

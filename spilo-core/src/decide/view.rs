@@ -70,9 +70,12 @@ impl<'a> View<'a> {
 
     /// Returns whether the server takes writes, or may do so without our seeing it: one that does
     /// not answer counts as a primary unless it was last stopped, or started, as a standby, and one
-    /// that was told to become a primary may be one in the next moment.
+    /// that was told to become a primary may be one in the next moment. So may one that the guard
+    /// keeps a deadline for and nobody could look at.
     pub fn may_write(&self) -> bool {
-        let Some(pg) = self.pg() else { return false };
+        let Some(pg) = self.pg() else {
+            return self.facts.unseen_writer().is_some() && !planted(Mutant::UnseenTrusted);
+        };
         // What was seen before a fence that proved every process gone.
         if self.facts.pg.as_ref().map(|seen| seen.at) < self.facts.fenced_at {
             return false;

@@ -362,16 +362,26 @@ impl Facts {
     /// The guard keeps its deadline when the server has ended. Where none takes writes, one that an
     /// agent before this one left may be that of a lock which was released since.
     pub fn kept(&self) -> Option<&Deadline> {
-        let status = self.pg.as_ref().map(|seen| &seen.value);
-        let ended = status.is_none_or(|status| {
-            status.server == Server::Down || status.control().is_none_or(|c| c.standby)
-        });
+        let ended = match &self.pg {
+            Some(Seen { value, .. }) => {
+                value.server == Server::Down || value.control().is_none_or(|c| c.standby)
+            }
+            None => self.unseen_writer().is_none(),
+        };
         let held = self.holding.as_ref().map(|held| held.lease.epoch);
         self.armed.as_ref().filter(|deadline| {
             let epoch = Some(deadline.epoch);
             let own = epoch == held || epoch == self.given_up || !ended;
             epoch > self.released && (own || planted(Mutant::LeftDeadlineTrusted))
         })
+    }
+
+    /// Returns the deadline of a server that runs under the guard and could never be looked at: one
+    /// that an agent before this one left, which takes writes for all that is known.
+    pub fn unseen_writer(&self) -> Option<&Deadline> {
+        let guard = self.guard.as_ref().filter(|_| self.pg.is_none())?;
+        let stands = guard.value.alive && Some(guard.at) >= self.fenced_at;
+        guard.value.deadline.as_ref().filter(|_| stands)
     }
 
     /// Returns whether the configuration in force is one that the store has.

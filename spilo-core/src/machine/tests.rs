@@ -51,6 +51,16 @@ fn trace() -> Trace {
 }
 
 fn trace_from(origin: u64) -> Trace {
+    let mut trace = bare(origin);
+    trace.step(0, Event::Tick);
+    trace.look(standby());
+    trace.answer_guard(GuardStatus::idle());
+    trace.pass(60_000);
+    trace
+}
+
+/// A node whose agent starts, and knows nothing yet.
+fn bare(origin: u64) -> Trace {
     let identity = Identity {
         scope: Scope::new("demo").unwrap(),
         name: name("a"),
@@ -61,7 +71,7 @@ fn trace_from(origin: u64) -> Trace {
         bootstrap: Some(Arc::new(DynamicConfig::seed(&Map::new()).unwrap())),
         fence_budget: Duration::from_millis(250),
     };
-    let mut trace = Trace {
+    Trace {
         machine: Machine::new(identity, NodeTime(origin)),
         now: NodeTime(origin),
         lease: None,
@@ -73,12 +83,7 @@ fn trace_from(origin: u64) -> Trace {
         writes: Vec::new(),
         commands: Vec::new(),
         last: None,
-    };
-    trace.step(0, Event::Tick);
-    trace.look(standby());
-    trace.answer_guard(GuardStatus::idle());
-    trace.pass(60_000);
-    trace
+    }
 }
 
 impl Trace {

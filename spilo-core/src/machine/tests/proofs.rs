@@ -3,6 +3,7 @@
 use super::*;
 use crate::decide::Rule;
 use crate::guard::Deadline;
+use crate::pg::PgErrorKind;
 
 /// The key of `b` was deleted, and it had the lock for ten seconds at most.
 fn vanished() -> Trace {
@@ -305,7 +306,7 @@ fn a_promotion_that_was_ordered_counts_as_a_writer_while_its_server_lives() {
         Command::StartOp(id, crate::pg::PgOp::Promote) => Some(*id),
         _ => None,
     });
-    let late = Failure::new(crate::pg::PgErrorKind::Retry, "not done in time");
+    let late = Failure::new(PgErrorKind::Retry, "not done in time");
     trace.step(1, Event::OpEnded(order.expect("it promotes"), Err(late)));
     trace.commands.clear();
     // The key is deleted: the order stands, and the server may be a primary at any moment.
@@ -401,6 +402,47 @@ fn a_deadline_that_an_earlier_agent_left_under_a_standby_permits_nothing() {
     // Under a primary it is the permission that an agent which was restarted finds.
     trace.look(primary());
     assert!(trace.until().is_some());
+}
+
+/// The data directory does not answer, and the guard that had the deadline hangs.
+#[test]
+fn a_server_that_an_earlier_agent_left_is_ended_in_time_though_nobody_could_look_at_it() {
+    let mut trace = bare(1_000_000);
+    let hard = trace.now + Duration::from_secs(5);
+    let mut keeps = GuardStatus::idle();
+    keeps.alive = true;
+    keeps.postmaster = Some(7);
+    keeps.deadline = Some(Deadline {
+        epoch: Epoch(20),
+        secret: LeaseSecret("20".to_owned()),
+        soft: trace.now + Duration::from_secs(4),
+        hard,
+    });
+    trace.step(1, Event::Tick);
+    trace.answer_guard(keeps);
+    assert_eq!(trace.until(), Some(hard.0));
+    while trace.now < hard {
+        if let Some(ticket) = trace.observe.take() {
+            let answer = Failure::new(PgErrorKind::Retry, "the data directory does not answer");
+            trace.step(1, Event::Observed(ticket, Err(answer)));
+        }
+        assert!(
+            !trace.commands.contains(&Command::Fence),
+            "{}",
+            trace.rule()
+        );
+        trace.step(50, Event::Tick);
+    }
+    assert!(trace.commands.contains(&Command::Fence), "{}", trace.rule());
+    trace.commands.clear();
+    // The guard still hangs; its last answer is from before the fence.
+    trace.step(50, Event::Fenced(Ok(())));
+    trace.pass(1000);
+    assert!(
+        !trace.commands.contains(&Command::Fence),
+        "{}",
+        trace.rule()
+    );
 }
 
 #[test]
