@@ -68,6 +68,8 @@ mutants! {
     StrangersConsent,
     /// Whoever is not in the failsafe list may take the lock.
     UnlistedAcquires,
+    /// The failsafe list that a node remembers counts although the store's was lost since.
+    LostListTrusted,
     /// After a restart the lock is held by its name.
     AdoptByName,
     /// The guard's deadline moves when a renewal is asked for, not when it succeeded.

@@ -140,7 +140,15 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
             return Some(Decision::wait(Rule::PredecessorMayWrite, why));
         }
     }
-    let remembered = facts
+    let stopped = waited.ok().flatten().is_some_and(Proof::ends_consent);
+    unlisted(view, stopped)
+}
+
+/// Returns why a primary that lives by consent, and not by a lease, may not need that of this node.
+fn unlisted(view: &View<'_>, stopped: bool) -> Option<Decision> {
+    let list = view.cluster()?.failsafe.as_ref();
+    let remembered = view
+        .facts
         .failsafe
         .as_ref()
         .filter(|_| view.config().failsafe_mode);
@@ -153,6 +161,14 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
              none of them is left, set the key failsafe to {{}}",
             view.me.name
         );
+        return Some(Decision::wait(Rule::NotInFailsafe, why));
+    }
+    // Its last holder may have made the list shorter before it was lost, unseen by this node.
+    let lost = list.is_none() && remembered.is_some_and(|list| !list.is_empty());
+    if lost && !stopped && !planted(Mutant::LostListTrusted) {
+        let why = "the key failsafe was lost or cannot be read, so that a primary may live by the \
+                   consent of others, and the last one does not say that it has stopped; if it has, \
+                   set the key to {}";
         return Some(Decision::wait(Rule::NotInFailsafe, why));
     }
     None

@@ -180,7 +180,7 @@ rules! {
     StartToRace,
     /// A server does not answer yet, so that its position is unknown.
     AwaitPosition,
-    /// The node is not in the list of the failsafe mode.
+    /// The node is not in the list of the failsafe mode, or the list was lost.
     NotInFailsafe,
     /// The position is too far behind the last known one of the leader.
     TooFarBehind,

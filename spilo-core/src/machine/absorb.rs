@@ -506,7 +506,8 @@ impl Machine {
                 .as_ref()
                 .is_some_and(|a| a.cannot_write && !a.primary)
         {
-            before.proof = before.proof.or(Some(Proof::Vouched));
+            let better = before.proof.filter(|proof| proof.ends_consent());
+            before.proof = better.or(Some(Proof::Vouched));
         }
         facts.peers.insert(name, Seen { at, value: answer });
     }

@@ -113,6 +113,17 @@ pub enum Proof {
     NewCluster,
 }
 
+impl Proof {
+    /// Returns whether it shows that the holder does not live on by consent either: the end of a
+    /// lease alone does not.
+    pub fn ends_consent(self) -> bool {
+        match self {
+            Self::Released | Self::Vouched | Self::Own | Self::NewCluster => true,
+            Self::Aged => false,
+        }
+    }
+}
+
 impl Holding {
     /// Creates the holding that a request which left at `sent` brought.
     pub fn new(lease: Lease, sent: NodeTime) -> Self {

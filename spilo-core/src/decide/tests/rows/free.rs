@@ -216,6 +216,14 @@ pub(super) fn race() -> Vec<Row> {
                 .cluster(|c| c.failsafe = Some(others(&["b"])))
                 .with(|f| Arc::make_mut(&mut f.config).failsafe_mode = false),
         ),
+        // Another list may have been in its place, before the store lost it.
+        wait(Rule::NotInFailsafe, list_lost(None)),
+        wait(Rule::NotInFailsafe, list_lost(Some(Proof::Aged))),
+        (
+            Rule::Acquire,
+            acquire.clone(),
+            list_lost(Some(Proof::Vouched)),
+        ),
         wait(
             Rule::TooFarBehind,
             node().cluster(|c| c.status = Some(optime(2_000_000))),
@@ -256,6 +264,17 @@ pub(super) fn race() -> Vec<Row> {
         ),
         (Rule::Acquire, acquire, node().peer(None)),
     ]
+}
+
+/// The list that this node is in is not in the store any more, and the last lease is over.
+fn list_lost(proof: Option<Proof>) -> Node {
+    node().cluster(|c| c.failsafe = None).with(|f| {
+        f.failsafe = Some(others(&["a", "b"]));
+        f.started = NodeTime(10_000);
+        let before = f.predecessor.as_mut().expect("there was a holder");
+        before.gone = Some(NodeTime(20_000));
+        before.proof = proof;
+    })
 }
 
 /// `b` is ahead, and not in the list of the failsafe mode; the lock is free since `gone`.
