@@ -88,8 +88,8 @@ impl Status {
     /// here is none to write to before the store has its identifier: another node may begin anew.
     pub fn is_writable(&self, now: NodeTime) -> bool {
         let control = self.postgres.as_ref().and_then(PgStatus::control);
-        let provisional = control.is_some_and(|control| control.provisional);
-        self.leadership.is_some_and(|l| now < l.until) && self.is_primary() && !provisional
+        let settled = control.is_some_and(|control| !control.provisional);
+        self.leadership.is_some_and(|l| now < l.until) && self.is_primary() && settled
     }
 
     /// Returns whether its server answered as a primary when it was looked at last.

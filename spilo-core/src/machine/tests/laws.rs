@@ -3,7 +3,7 @@
 use super::*;
 use crate::decide::Rule;
 use crate::ids::OpId;
-use crate::pg::PgOp;
+use crate::pg::{PgOp, PgOpKind};
 
 #[test]
 fn a_lease_counts_from_when_the_request_left() {
@@ -341,4 +341,29 @@ fn trace_that_gave_up_30() -> Trace {
     }
     assert_eq!(trace.machine.facts().given_up, Some(Epoch(30)));
     trace
+}
+
+/// Another node may begin anew as long as the store does not have its identifier.
+#[test]
+fn a_cluster_that_is_being_bootstrapped_is_none_to_write_to() {
+    let mut trace = trace();
+    trace.acquire();
+    let half_made = [
+        DataDir::Unfinished(PgOpKind::Bootstrap),
+        match primary().data {
+            DataDir::Ready(control) => DataDir::Ready(Control {
+                provisional: true,
+                ..control
+            }),
+            other => other,
+        },
+    ];
+    for data in half_made {
+        trace.look(PgStatus { data, ..primary() });
+        let status = trace.machine.status();
+        assert!(status.leadership.is_some_and(|l| trace.now < l.until));
+        assert!(!status.is_writable(trace.now), "{:?}", status.postgres);
+    }
+    trace.look(primary());
+    assert!(trace.machine.status().is_writable(trace.now));
 }
