@@ -64,6 +64,8 @@ mutants! {
     OldLookFollowed,
     /// The consent of most members is enough.
     ConsentByMajority,
+    /// Who was put into the failsafe list by a write without an answer is not asked for consent.
+    UnreadListForgotten,
     /// The consent of another cluster's member counts.
     StrangersConsent,
     /// Whoever is not in the failsafe list may take the lock.

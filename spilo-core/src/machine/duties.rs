@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::facts::Sent;
 use super::lease::{Holding, Predecessor, deadline, renew_every};
+use super::lock::electorate;
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
@@ -265,17 +266,21 @@ impl Machine {
         if !wanted {
             return;
         }
-        let Some(list) = view.cluster().and_then(|c| c.failsafe.as_ref()) else {
+        let Some(cluster) = &facts.cluster else {
+            return;
+        };
+        let Some(list) = &cluster.value.failsafe else {
             return;
         };
         if !list.contains_key(&self.identity.name) {
             return;
         }
-        let others: BTreeMap<MemberName, String> = list
-            .iter()
-            .filter(|(name, _)| **name != self.identity.name)
-            .map(|(name, url)| (name.clone(), url.clone()))
-            .collect();
+        // A member that has just come goes into the list with the next write, which may have been
+        // done although nothing was heard of it since.
+        let mut others = electorate(&self.identity.name, &cluster.value);
+        if planted(Mutant::UnreadListForgotten) {
+            others.retain(|name, _| list.contains_key(name));
+        }
         let request = ConsentRequest {
             scope: Some(self.identity.scope.to_string()),
             name: self.identity.name.clone(),

@@ -367,3 +367,22 @@ fn a_cluster_that_is_being_bootstrapped_is_none_to_write_to() {
     trace.look(primary());
     assert!(trace.machine.status().is_writable(trace.now));
 }
+
+/// The write that adds it to the list may have been done, and it counts on being asked.
+#[test]
+fn a_member_that_is_not_in_the_list_yet_is_asked_for_consent_too() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    let mut raw = led_by("a", 30);
+    let member = r#"{"conn_url":"postgres://10.0.0.3:5432/postgres","api_url":"http://c",
+        "state":"running","role":"replica","spilo_version":"0","timeline":1}"#;
+    raw.members.insert("c".to_owned(), entry(member, 31));
+    trace.snapshot(raw);
+    trace.until_it_asks_for_consent();
+    let asked = trace.commands.iter().find_map(|command| match command {
+        Command::AskConsent(_, members, _) => Some(members.keys().cloned().collect::<Vec<_>>()),
+        _ => None,
+    });
+    assert_eq!(asked, Some(vec![name("b"), name("c")]));
+}
