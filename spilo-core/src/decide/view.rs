@@ -74,7 +74,7 @@ impl<'a> View<'a> {
     /// keeps a deadline for and nobody could look at.
     pub fn may_write(&self) -> bool {
         let Some(pg) = self.pg() else {
-            return self.facts.unseen_writer().is_some() && !planted(Mutant::UnseenTrusted);
+            return self.facts.has_unseen_writer() && !planted(Mutant::UnseenTrusted);
         };
         // What was seen before a fence that proved every process gone.
         if self.facts.pg.as_ref().map(|seen| seen.at) < self.facts.fenced_at {

@@ -361,12 +361,12 @@ impl Facts {
     ///
     /// The guard keeps its deadline when the server has ended. Where none takes writes, one that an
     /// agent before this one left may be that of a lock which was released since.
-    pub fn kept(&self) -> Option<&Deadline> {
+    pub(crate) fn kept(&self) -> Option<&Deadline> {
         let ended = match &self.pg {
             Some(Seen { value, .. }) => {
                 value.server == Server::Down || value.control().is_none_or(|c| c.standby)
             }
-            None => self.unseen_writer().is_none(),
+            None => !self.has_unseen_writer(),
         };
         let held = self.holding.as_ref().map(|held| held.lease.epoch);
         self.armed.as_ref().filter(|deadline| {
@@ -376,12 +376,14 @@ impl Facts {
         })
     }
 
-    /// Returns the deadline of a server that runs under the guard and could never be looked at: one
-    /// that an agent before this one left, which takes writes for all that is known.
-    pub fn unseen_writer(&self) -> Option<&Deadline> {
-        let guard = self.guard.as_ref().filter(|_| self.pg.is_none())?;
-        let stands = guard.value.alive && Some(guard.at) >= self.fenced_at;
-        guard.value.deadline.as_ref().filter(|_| stands)
+    /// Returns whether a server that could never be looked at runs under the guard with a deadline:
+    /// one that an agent before this one left, which takes writes for all that is known.
+    pub(crate) fn has_unseen_writer(&self) -> bool {
+        self.pg.is_none()
+            && self.guard.as_ref().is_some_and(|guard| {
+                let unfenced = Some(guard.at) >= self.fenced_at;
+                guard.value.alive && guard.value.deadline.is_some() && unfenced
+            })
     }
 
     /// Returns whether the configuration in force is one that the store has.

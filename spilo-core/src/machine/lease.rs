@@ -116,7 +116,7 @@ pub enum Proof {
 impl Proof {
     /// Returns whether it shows that the holder does not live on by consent either: the end of a
     /// lease alone does not.
-    pub fn ends_consent(self) -> bool {
+    pub(crate) fn ends_consent(self) -> bool {
         match self {
             Self::Released | Self::Vouched | Self::Own | Self::NewCluster => true,
             Self::Aged => false,
