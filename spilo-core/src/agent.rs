@@ -193,7 +193,12 @@ impl Agent {
         } else {
             tracing::trace!(rule = decision.rule.as_str(), "{}", decision.why);
         }
-        self.status.send_replace(Arc::new(self.machine.status()));
+        let status = Arc::new(self.machine.status());
+        self.status.send_if_modified(|last| {
+            let news = step.news || status.is_news_after(last);
+            *last = status;
+            news
+        });
         if let Some(seen) = &self.machine.facts().cluster {
             let revision = seen.value.revision;
             self.revision

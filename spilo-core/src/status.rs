@@ -92,6 +92,14 @@ impl Status {
         self.leadership.is_some_and(|l| now < l.until) && self.is_primary() && settled
     }
 
+    /// Returns whether the node says something else of itself than it did with `last`: another
+    /// state, role or hold on the lock. That it decided anew, its steps tell.
+    #[cfg(feature = "agent")]
+    pub(crate) fn is_news_after(&self, last: &Self) -> bool {
+        let told = |status: &Self| (status.state, status.holds_lock, status.is_primary());
+        told(self) != told(last)
+    }
+
     /// Returns whether its server answered as a primary when it was looked at last.
     pub fn is_primary(&self) -> bool {
         self.postgres

@@ -37,7 +37,9 @@ impl AgentHandle {
         Arc::clone(&self.status.borrow())
     }
 
-    /// Returns once the status is another one; `false` when the agent is gone.
+    /// Returns once the node says something else of itself: another decision, state, role or hold
+    /// on the lock; `false` when the agent is gone. Times and positions, which every step brings,
+    /// are no news.
     ///
     /// # Cancellation
     /// Safe to drop.

@@ -44,7 +44,7 @@ impl Machine {
                 self.ask_history(None, commands);
             }
         }
-        if let Some(request) = report::next_write(&self.view()) {
+        if let Some(request) = report::next_write(&self.view(), !commands.is_empty()) {
             self.send_write(request, commands);
         }
     }

@@ -20,14 +20,15 @@ use crate::status::{PermittedBy, Status};
 use crate::time::NodeTime;
 use crate::wal::Lsn;
 
-/// Returns the write that is most urgent, or `None` when all is written.
-pub(super) fn next_write(view: &View<'_>) -> Option<WriteRequest> {
+/// Returns the write that is most urgent, or `None` when all is written. What is nearly due goes
+/// along where the node is `awake` for something else.
+pub(super) fn next_write(view: &View<'_>, awake: bool) -> Option<WriteRequest> {
     if view.facts.lanes.write.is_some() || view.cluster().is_none() {
         return None;
     }
     holding(view)
         .or_else(|| leader_writes(view).filter(|request| !was_written(view, request)))
-        .or_else(|| announce(view))
+        .or_else(|| announce(view, awake))
         .or_else(|| leader_status(view))
 }
 
@@ -178,7 +179,7 @@ fn holding(view: &View<'_>) -> Option<WriteRequest> {
     Some(WriteRequest::Put(Key::Release, record, expect))
 }
 
-fn announce(view: &View<'_>) -> Option<WriteRequest> {
+fn announce(view: &View<'_>, awake: bool) -> Option<WriteRequest> {
     let record = record(view);
     let written = &view.facts.written;
     let due = match (written.member, &written.record) {
@@ -190,6 +191,7 @@ fn announce(view: &View<'_>) -> Option<WriteRequest> {
                 .is_some_and(|c| c.members.contains_key(&view.me.name));
             let lost = !there && spent >= Duration::from_secs(1);
             lost || spent >= ANNOUNCE_EVERY
+                || (awake && spent >= ANNOUNCE_EVERY * 3 / 4)
                 || !record.is_like(last)
                 || (record != *last && spent >= view.config().loop_wait)
         }
@@ -419,7 +421,7 @@ fn leader_status(view: &View<'_>) -> Option<WriteRequest> {
 /// one of the two is lost.
 const MEMBER_TTL: Duration = Duration::from_secs(30);
 
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(13);
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(18);
 
 /// The position of a busy leader changes all the time; a second of it is what the loss after a
 /// failover cannot be known more exactly than.

@@ -39,7 +39,13 @@ pub(crate) fn run(
         .build()
         .context("cannot start the runtime of the agent")?;
     let (sink, writer) = journal.map(journal::keep).transpose()?.unzip();
-    let exit = runtime.block_on(node(parsed.local, source, level, sink));
+    // As a task like every other: each time something wakes what the runtime itself waits for, it
+    // asks the kernel for events at once.
+    let node = runtime.spawn(node(parsed.local, source, level, sink));
+    let exit = match runtime.block_on(node) {
+        Ok(exit) => exit,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
     // What blocks still (a look-up of a name, a file system that hangs) is not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     if let Some(writer) = writer {
