@@ -79,7 +79,6 @@ fn steps(report: &mut Report) -> Result<()> {
     let mut documentation = in_workspace(&["doc", "--workspace", "--no-deps"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings");
     report.run("documentation", documentation)?;
-    report.run("programs", build_programs())?;
     let build = ["build", "--profile", "sim", "-p", "spilo-simulate"];
     report.run("simulator", in_workspace(&build))?;
     for (step, from, seeds) in [
@@ -144,7 +143,8 @@ fn in_workspace(arguments: &[&str]) -> Command {
     command
 }
 
-/// Builds what the tests start as processes of their own.
+/// Builds what the tests start as processes of their own. With all tests, those of the packages of
+/// these programs are built, and the programs with them.
 fn build_programs() -> Command {
     in_workspace(&["build", "-p", "spilo-examples", "-p", "spilo-pg", "--bins"])
 }

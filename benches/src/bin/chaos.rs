@@ -7,6 +7,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -16,6 +17,8 @@ use spilo_benches::Kind;
 use spilo_benches::chaos::{Fault, Plan, Report};
 use spilo_benches::clock::wall_us;
 use spilo_benches::store_faults::{StoreFault, StorePlan, StoreReport};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 /// Kills and freezes agents, guards, servers and etcd, with a paced writer per node and loops
 /// inside the server; the server's own write-ahead log is the witness. Ends with status 1 where a
@@ -32,6 +35,9 @@ struct Options {
     /// The lease in seconds.
     #[arg(long, default_value_t = 10)]
     ttl: u64,
+    /// How many clusters are run at once; the one with 300 busy backends runs alone.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
     /// Only these faults of the guard; `none` for no fault.
     #[arg(long, value_delimiter = ',')]
     faults: Option<Vec<String>>,
@@ -74,18 +80,15 @@ async fn run(options: &Options) -> Result<bool> {
         Kind::Spilo
     };
     let (mut reports, mut store_reports, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    let jobs = Jobs::new(options.jobs);
+    let (mut of_guard, mut of_store) = (Vec::new(), Vec::new());
     for fault in chosen::<Fault>(options.faults.as_deref())? {
         let plan = Plan::new(fault, options.ttl)
             .repeat(options.repeat)
             .kind(kind)
             .seed(seed);
-        match plan.run().await {
-            Ok(report) => {
-                wrong.extend(report.violations());
-                reports.push(report);
-            }
-            Err(error) => wrong.push(format!("{error:#}")),
-        }
+        let alone = fault == Fault::BusyBackends;
+        of_guard.push(jobs.start(alone, async move { plan.run().await }));
     }
     for fault in chosen::<StoreFault>(options.store_faults.as_deref())? {
         let repeat = if fault == StoreFault::BootstrapKilled {
@@ -96,7 +99,19 @@ async fn run(options: &Options) -> Result<bool> {
         let plan = StorePlan::new(fault, options.ttl)
             .repeat(repeat)
             .outage(Duration::from_secs(options.outage));
-        match plan.run().await {
+        of_store.push(jobs.start(false, async move { plan.run().await }));
+    }
+    for job in of_guard {
+        match job.await? {
+            Ok(report) => {
+                wrong.extend(report.violations());
+                reports.push(report);
+            }
+            Err(error) => wrong.push(format!("{error:#}")),
+        }
+    }
+    for job in of_store {
+        match job.await? {
             Ok(report) => {
                 wrong.extend(report.violations());
                 store_reports.push(report);
@@ -111,6 +126,33 @@ async fn run(options: &Options) -> Result<bool> {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(wrong.is_empty())
+}
+
+/// Clusters that run at once, in the order in which they were started.
+struct Jobs {
+    places: Arc<Semaphore>,
+    all: u32,
+}
+
+impl Jobs {
+    fn new(jobs: usize) -> Self {
+        let all = u32::try_from(jobs.max(1)).unwrap_or(u32::MAX);
+        let places = Arc::new(Semaphore::new(jobs.max(1)));
+        Self { places, all }
+    }
+
+    fn start<T: Send + 'static>(
+        &self,
+        alone: bool,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let places = Arc::clone(&self.places).acquire_many_owned(if alone { self.all } else { 1 });
+        tokio::spawn(async move {
+            // The semaphore is never closed.
+            let _place = places.await.ok();
+            work.await
+        })
+    }
 }
 
 fn chosen<T: ValueEnum>(names: Option<&[String]>) -> Result<Vec<T>> {

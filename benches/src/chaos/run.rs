@@ -156,10 +156,11 @@ impl Scene<'_> {
                 self.old.signal_agent(Signal::SIGCONT)?;
             }
             // A server that is not gone yet is late already; give it time to show by how much.
-            sleep(Duration::from_secs(2)).await;
+            sleep(Duration::from_secs(1)).await;
             return Ok(());
         }
-        let end = boot_ms() + 1000 * (self.ttl + 10);
+        // Well past every permission of the moment of the fault.
+        let end = boot_ms() + 1000 * (self.ttl + 5);
         while server.gone_ms().is_none() && boot_ms() < end {
             sleep(Duration::from_millis(20)).await;
         }
