@@ -338,6 +338,13 @@ fn bootstrap() -> Vec<Row> {
             empty().led_by_b().failed(PgOpKind::Clone, 1, 500),
         ),
         wait(Rule::AwaitSource, empty().leader("b", 20)),
+        wait(Rule::AwaitSource, empty().led_by_b().cluster(absent)),
+        wait(
+            Rule::AwaitSource,
+            empty()
+                .led_by_b()
+                .cluster(|c| c.initialize = Initialize::Claimed),
+        ),
         wait(Rule::AwaitSource, empty()),
         wait(Rule::AwaitSource, new().member("c", |_| {})),
         wait(Rule::AwaitSource, half(PgOpKind::Clone).cluster(absent)),
