@@ -195,7 +195,7 @@ impl Agent {
         }
         let status = Arc::new(self.machine.status());
         self.status.send_if_modified(|last| {
-            let news = step.news || status.is_news_after(last);
+            let news = status.is_news_after(last);
             *last = status;
             news
         });

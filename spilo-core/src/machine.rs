@@ -13,6 +13,7 @@ mod duties;
 pub mod facts;
 pub mod lease;
 mod limits;
+pub mod listed;
 mod lock;
 mod report;
 #[cfg(test)]

@@ -66,6 +66,11 @@ mutants! {
     ConsentByMajority,
     /// Who was put into the failsafe list by a write without an answer is not asked for consent.
     UnreadListForgotten,
+    /// Who was put into a failsafe list that was sent and not read since is not asked for consent,
+    /// once its record has ended.
+    SentListForgotten,
+    /// Somebody is put into the failsafe list while the permission rests on the consent of others.
+    ListedUnderConsent,
     /// The consent of another cluster's member counts.
     StrangersConsent,
     /// Whoever is not in the failsafe list may take the lock.

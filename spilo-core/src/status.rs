@@ -93,11 +93,11 @@ impl Status {
     }
 
     /// Returns whether the node says something else of itself than it did with `last`: another
-    /// state, role or hold on the lock. That it decided anew, its steps tell.
+    /// decision or reason, state, role or hold on the lock.
     #[cfg(feature = "agent")]
     pub(crate) fn is_news_after(&self, last: &Self) -> bool {
         let told = |status: &Self| (status.state, status.holds_lock, status.is_primary());
-        told(self) != told(last)
+        told(self) != told(last) || self.decision != last.decision
     }
 
     /// Returns whether its server answered as a primary when it was looked at last.

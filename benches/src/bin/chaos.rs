@@ -102,7 +102,7 @@ async fn run(options: &Options) -> Result<bool> {
         of_store.push(jobs.start(false, async move { plan.run().await }));
     }
     for job in of_guard {
-        match job.await? {
+        match job.await.unwrap_or_else(|panic| Err(panic.into())) {
             Ok(report) => {
                 wrong.extend(report.violations());
                 reports.push(report);
@@ -111,7 +111,7 @@ async fn run(options: &Options) -> Result<bool> {
         }
     }
     for job in of_store {
-        match job.await? {
+        match job.await.unwrap_or_else(|panic| Err(panic.into())) {
             Ok(report) => {
                 wrong.extend(report.violations());
                 store_reports.push(report);
@@ -128,7 +128,7 @@ async fn run(options: &Options) -> Result<bool> {
     Ok(wrong.is_empty())
 }
 
-/// Clusters that run at once, in the order in which they were started.
+/// Clusters that run at once.
 struct Jobs {
     places: Arc<Semaphore>,
     all: u32,

@@ -156,7 +156,7 @@ impl Scene<'_> {
                 self.old.signal_agent(Signal::SIGCONT)?;
             }
             // A server that is not gone yet is late already; give it time to show by how much.
-            sleep(Duration::from_secs(1)).await;
+            sleep(Duration::from_millis(1500)).await;
             return Ok(());
         }
         // Well past every permission of the moment of the fault.

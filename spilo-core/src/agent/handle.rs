@@ -37,8 +37,8 @@ impl AgentHandle {
         Arc::clone(&self.status.borrow())
     }
 
-    /// Returns once the node says something else of itself: another decision, state, role or hold
-    /// on the lock; `false` when the agent is gone. Times and positions, which every step brings,
+    /// Returns once the node says something else of itself: another decision or reason for it,
+    /// state, role or hold on the lock; `false` when the agent is gone. Times and positions, which every step brings,
     /// are no news.
     ///
     /// # Cancellation

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
 use super::lease::{Consent, Holding, Predecessor, Promise, Proof};
+use super::listed::Listed;
 use super::lock::electorate;
 use super::{
     Command, Event, Failure, LeaseAnswer, LeaseRequest, Machine, Order, ReadAnswer, ReadRequest,
     Ticket, WriteRequest,
 };
 use crate::cluster::{Cluster, Initialize};
-use crate::dcs::{DcsErrorKind, Key, Lease, RawSnapshot};
+use crate::dcs::{DcsErrorKind, Expect, Key, Lease, RawSnapshot};
 use crate::guard::{GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{MemberName, OpId, SystemId};
@@ -168,6 +169,8 @@ impl Machine {
         // A server that could not be promoted under an older holding is tried again.
         facts.failures.remove(&PgOpKind::Promote);
         facts.holding = Some(Holding::new(lease, from));
+        // The store refuses what was sent in an earlier one.
+        facts.written.listed = Listed::default();
         facts.lanes.read_wanted = true;
     }
 
@@ -190,7 +193,9 @@ impl Machine {
         match (sent.what, result) {
             (ReadRequest::Snapshot, Ok(ReadAnswer::Snapshot(raw))) => {
                 let counted_from = self.counted_from(sent.at);
-                self.snapshot(counted_from, &raw);
+                if self.snapshot(counted_from, &raw) {
+                    self.facts.written.listed.read(sent.ticket);
+                }
             }
             (ReadRequest::Snapshot, Err(failure)) => {
                 let now = self.facts.now;
@@ -217,7 +222,8 @@ impl Machine {
         }
     }
 
-    fn snapshot(&mut self, at: NodeTime, raw: &RawSnapshot) {
+    /// Takes a snapshot in, and returns whether it did.
+    fn snapshot(&mut self, at: NodeTime, raw: &RawSnapshot) -> bool {
         let last = self.facts.cluster.as_ref().map(|seen| &seen.value);
         // A snapshot from the past must not undo what is known since.
         let is_old = last.is_some_and(|last| raw.revision < last.revision);
@@ -229,7 +235,7 @@ impl Machine {
             self.facts
                 .store_failing
                 .get_or_insert((self.facts.now, text));
-            return;
+            return false;
         }
         let cluster = Arc::new(Cluster::read(raw, last.map(AsRef::as_ref)));
         self.facts.store_failing = None;
@@ -262,6 +268,7 @@ impl Machine {
             self.facts.refused_failover = None;
         }
         self.facts.cluster = Some(Seen { at, value: cluster });
+        true
     }
 
     // The write lane.
@@ -269,6 +276,15 @@ impl Machine {
     fn written(&mut self, sent: Sent<WriteRequest>, result: Result<(), Failure<DcsErrorKind>>) {
         let facts = &mut self.facts;
         facts.lanes.write_failed = result.is_err().then_some(facts.now);
+        if let WriteRequest::Put(Key::Failsafe, _, Expect::Leader(epoch)) = &sent.what
+            && facts
+                .holding
+                .as_ref()
+                .is_some_and(|held| held.lease.epoch == *epoch)
+        {
+            let failure = result.as_ref().err().map(|failure| failure.kind);
+            facts.written.listed.answered(facts.lanes.ticket, failure);
+        }
         match (sent.what, result) {
             (WriteRequest::Announce(..), Ok(())) => facts.written.member = Some(sent.at),
             (WriteRequest::Put(key, value, _), Ok(())) => {

@@ -13,6 +13,7 @@ use super::lock::electorate;
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
+use crate::dcs::Key;
 use crate::decide::{Decision, Rule, View};
 use crate::guard::Deadline;
 use crate::ids::MemberName;
@@ -275,9 +276,19 @@ impl Machine {
         if !list.contains_key(&self.identity.name) {
             return;
         }
+        // What an earlier holding of this node sent shows only in what was read in this one.
+        let earlier = |held: &Holding| cluster.value.revision.0 < held.lease.epoch.0;
+        if facts.holding.as_ref().is_some_and(earlier) {
+            return;
+        }
         // A member that has just come goes into the list with the next write, which may have been
-        // done although nothing was heard of it since.
+        // done although nothing was heard of it, or of the member, since.
         let mut others = electorate(&self.identity.name, &cluster.value);
+        for (name, url) in facts.written.listed.members() {
+            if !planted(Mutant::SentListForgotten) {
+                others.entry(name.clone()).or_insert_with(|| url.clone());
+            }
+        }
         if planted(Mutant::UnreadListForgotten) {
             others.retain(|name, _| list.contains_key(name));
         }
@@ -500,6 +511,11 @@ impl Machine {
         if self.facts.lanes.write.is_none() && !failed {
             if let WriteRequest::Announce(..) = &request {
                 self.facts.written.record = Some(report::record(&self.view()));
+            }
+            if let WriteRequest::Put(Key::Failsafe, ..) = &request {
+                let mut list = report::failsafe_list(&self.view());
+                list.remove(&self.identity.name);
+                self.facts.written.listed.sends(list);
             }
             let ticket = self.facts.ticket();
             self.facts.lanes.write = Some(Sent {

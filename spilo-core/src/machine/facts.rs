@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::lease::{Consent, Earlier, Holding, Predecessor, Promise};
+use super::listed::Listed;
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::{Cluster, MemberRecord};
 use crate::config::DynamicConfig;
@@ -259,6 +260,8 @@ pub struct Written {
     /// The documents, and when.
     #[serde(with = "crate::journal::form::dated_documents")]
     pub documents: BTreeMap<Key, (NodeTime, Bytes)>,
+    /// Whom this holding may have put into the failsafe list, although no snapshot shows it.
+    pub listed: Listed,
 }
 
 impl Facts {

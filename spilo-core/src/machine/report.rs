@@ -8,13 +8,15 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use super::duties::NOTHING_ASKED;
+use super::lease::Holding;
 use super::{Facts, Identity, WriteRequest};
 use crate::cluster::{
     HistoryEntry, Initialize, MemberRecord, MemberRole, NodeState, StatusDocument, encode,
 };
 use crate::dcs::{Expect, Key};
 use crate::decide::{Decision, View};
-use crate::ids::Epoch;
+use crate::ids::{Epoch, MemberName};
+use crate::mutant::{Mutant, planted};
 use crate::pg::{ControlState, DataDir, PgOp, PgOpKind, Role, Server, StartRole};
 use crate::status::{PermittedBy, Status};
 use crate::time::NodeTime;
@@ -243,9 +245,11 @@ fn leader_writes(view: &View<'_>) -> Option<WriteRequest> {
     let put = |key, value, expect| Some(WriteRequest::Put(key, value, expect));
     let known = cluster.revision.0 >= epoch.0;
     if cluster.initialize != Initialize::Known(system_id) && known {
-        // A valid identifier of another cluster was refused long before.
+        // A valid identifier of another cluster was refused long before. A claim of which the
+        // holder has a whole cluster is one that somebody left.
         let ours = view.facts.claimed == Some(epoch);
-        let free = !matches!(cluster.initialize, Initialize::Claimed) || ours;
+        let whole = view.control().is_some_and(|control| !control.provisional);
+        let free = !matches!(cluster.initialize, Initialize::Claimed) || ours || whole;
         if free {
             let value = Bytes::from(system_id.to_string());
             return put(Key::Initialize, value, Expect::Leader(epoch));
@@ -345,14 +349,29 @@ fn history(view: &View<'_>, epoch: Epoch) -> Option<WriteRequest> {
 }
 
 /// The members whose consent would keep this node a primary without the store.
-fn failsafe(view: &View<'_>, epoch: Epoch) -> Option<WriteRequest> {
-    let cluster = view.cluster()?;
-    let mut list: BTreeMap<_, _> = BTreeMap::new();
-    if view.config().failsafe_mode {
+/// Returns whom the failsafe list is to name: everybody, or nobody where it is not asked for.
+pub(super) fn failsafe_list(view: &View<'_>) -> BTreeMap<MemberName, String> {
+    let mut list = BTreeMap::new();
+    if let Some(cluster) = view.cluster().filter(|_| view.config().failsafe_mode) {
         let members = cluster.members.values();
         list.extend(members.filter_map(|m| Some((m.name.clone(), m.api_url.clone()?))));
         list.insert(view.me.name.clone(), view.me.api_url.clone());
     }
+    list
+}
+
+fn failsafe(view: &View<'_>, epoch: Epoch) -> Option<WriteRequest> {
+    let cluster = view.cluster()?;
+    // Whoever comes into the list counts on being asked, and the permission may rest on the consent
+    // of those who were in it before.
+    let facts = view.facts;
+    let in_force = facts.consent.as_ref().map(|consent| consent.asked);
+    let asked = in_force.max(facts.lanes.consent.as_ref().map(|sent| sent.at));
+    let base = facts.holding.as_ref().map(Holding::base);
+    if asked.is_some() && asked >= base && !planted(Mutant::ListedUnderConsent) {
+        return None;
+    }
+    let list = failsafe_list(view);
     // The list binds whoever is not in it; one that nobody asks any more is emptied.
     if cluster
         .failsafe
@@ -421,7 +440,7 @@ fn leader_status(view: &View<'_>) -> Option<WriteRequest> {
 /// one of the two is lost.
 const MEMBER_TTL: Duration = Duration::from_secs(30);
 
-const ANNOUNCE_EVERY: Duration = Duration::from_secs(18);
+const ANNOUNCE_EVERY: Duration = Duration::from_secs(14);
 
 /// The position of a busy leader changes all the time; a second of it is what the loss after a
 /// failover cannot be known more exactly than.

@@ -13,7 +13,7 @@ use serde_json::Map;
 
 use super::{
     Command, Event, Failure, GuardRequest, Identity, LeaseAnswer, LeaseRequest, Machine,
-    ReadAnswer, ReadRequest, Step, Ticket,
+    ReadAnswer, ReadRequest, Step, Ticket, WriteRequest,
 };
 use crate::config::DynamicConfig;
 use crate::dcs::{DcsErrorKind, Entry, Key, LeaderRecord, Lease, LeaseSecret, RawSnapshot};
@@ -39,7 +39,7 @@ struct Trace {
     guard: Option<(Ticket, GuardRequest)>,
     peers: BTreeMap<MemberName, Ticket>,
     consent: Option<Ticket>,
-    writes: Vec<(Ticket, super::WriteRequest)>,
+    writes: Vec<(Ticket, WriteRequest)>,
     commands: Vec<Command>,
     last: Option<Step>,
 }
@@ -89,10 +89,11 @@ fn bare(origin: u64) -> Trace {
 impl Trace {
     fn step(&mut self, after: u64, event: Event) -> &Step {
         self.now = self.now + Duration::from_millis(after);
-        let step = self.machine.step(self.now, event);
-        for command in &step.commands {
+        let mut step = self.machine.step(self.now, event);
+        let mut commands = std::collections::VecDeque::from(step.commands.clone());
+        while let Some(command) = commands.pop_front() {
             self.commands.push(command.clone());
-            match command.clone() {
+            match command {
                 Command::Lease(ticket, request) => {
                     assert_eq!(self.lease, None, "one request for the lease in flight");
                     self.lease = Some((ticket, request));
@@ -107,8 +108,9 @@ impl Trace {
                 Command::Write(ticket, request) => self.writes.push((ticket, request)),
                 Command::ReadHistory(ticket, None) => {
                     let answer = Ok((ID, History::root(Timeline(1))));
-                    self.machine
-                        .step(self.now, Event::HistoryRead(ticket, answer));
+                    let event = Event::HistoryRead(ticket, answer);
+                    step = self.machine.step(self.now, event);
+                    commands.extend(step.commands.iter().cloned());
                 }
                 Command::ReadHistory(..)
                 | Command::StartOp(..)
@@ -187,6 +189,22 @@ impl Trace {
                 self.step(1, Event::Written(ticket, Ok(())));
             }
         }
+    }
+
+    /// Answers writes with success until one to this key is sent, and returns that.
+    fn write_until(&mut self, wanted: &Key) -> Option<(Ticket, Bytes)> {
+        for _ in 0..10 {
+            for (ticket, request) in std::mem::take(&mut self.writes) {
+                match request {
+                    WriteRequest::Put(key, value, _) if key == *wanted => {
+                        return Some((ticket, value));
+                    }
+                    _ => drop(self.step(1, Event::Written(ticket, Ok(())))),
+                }
+            }
+            self.step(1, Event::Tick);
+        }
+        None
     }
 
     /// Makes this node the holder of epoch 30, recorded and with the guard armed.

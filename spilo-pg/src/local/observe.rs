@@ -414,4 +414,4 @@ const LIMIT: Duration = Duration::from_millis(1450);
 pub(crate) const ANSWER: Duration = Duration::from_millis(1000);
 const SHORT_ANSWER: Duration = Duration::from_millis(300);
 /// A connection that was made once says nothing of whether clients can still connect.
-const CONNECT_EVERY: Duration = Duration::from_secs(30);
+const CONNECT_EVERY: Duration = Duration::from_secs(20);
