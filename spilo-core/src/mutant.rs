@@ -95,7 +95,7 @@ mutants! {
     WipeForgotten,
     /// A node that lost its data begins a new cluster when the store is wiped.
     LossTakenForNew,
-    /// A cluster is copied before the store has its identifier.
+    /// A cluster is copied, over data or not, before the store has its identifier.
     UnconfirmedCopied,
     /// What was tried on old data counts against new ones.
     OldDataRemembered,

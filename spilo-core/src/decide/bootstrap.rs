@@ -68,13 +68,8 @@ fn copy(view: &View<'_>) -> Decision {
     let Some(from) = view.upstream().filter(|_| view.leader_serves()) else {
         return Decision::wait(Rule::AwaitSource, format!("{leader} does not serve yet"));
     };
-    // Whoever bootstraps and fails before that begins anew, and the copy would be of a cluster that
-    // is none.
-    let initialize = view.cluster().map(|c| &c.initialize);
-    let unconfirmed = matches!(initialize, Some(Initialize::Absent | Initialize::Claimed));
-    if unconfirmed && !planted(Mutant::UnconfirmedCopied) {
-        let why = format!("the store has no identifier yet of the cluster that {leader} leads");
-        return Decision::wait(Rule::AwaitSource, why);
+    if let Some(decision) = following::unconfirmed(view) {
+        return decision;
     }
     let replace = view
         .control()

@@ -234,7 +234,21 @@ fn reclone(view: &View<'_>, id: SystemId, why: &str) -> Decision {
     }
 }
 
-/// The leader, if it is a primary that serves and whose control file knows its timeline.
+/// Waits until the store has the identifier of the leader's cluster. Whoever bootstraps and fails
+/// before that begins anew, and a copy would be of a cluster that is none; and that data which are
+/// to be replaced are of the same cluster, nothing else tells.
+pub(super) fn unconfirmed(view: &View<'_>) -> Option<Decision> {
+    let initialize = view.cluster().map(|c| &c.initialize);
+    if matches!(initialize, Some(Initialize::Known(_))) || planted(Mutant::UnconfirmedCopied) {
+        return None;
+    }
+    let leader = view.leader_name();
+    let why = format!("the store has no identifier yet of the cluster that {leader} leads");
+    Some(Decision::wait(Rule::AwaitSource, why))
+}
+
+/// The leader, if it is a primary of a known cluster that serves and whose control file knows its
+/// timeline.
 fn source(view: &View<'_>) -> Result<crate::pg::Upstream, Decision> {
     let leader = view.leader_name();
     if !view.leader_serves() {
@@ -242,6 +256,9 @@ fn source(view: &View<'_>) -> Result<crate::pg::Upstream, Decision> {
             Rule::AwaitSource,
             format!("{leader} does not serve yet"),
         ));
+    }
+    if let Some(decision) = unconfirmed(view) {
+        return Err(decision);
     }
     if view.leader_member().is_some_and(|m| m.checkpoint_pending) {
         let why = format!("{leader} has not checkpointed since its promotion");

@@ -50,6 +50,7 @@ pub(super) fn following() -> Vec<Row> {
             }})));
         }
     };
+    let absent = |c: &mut Cluster| c.initialize = Initialize::Absent;
     vec![
         run(
             Rule::Rewind,
@@ -62,6 +63,14 @@ pub(super) fn following() -> Vec<Row> {
             crashed().history_of_b(same.clone()),
         ),
         wait(Rule::Stuck, careful(crashed()).history_of_b(other_branch())),
+        wait(
+            Rule::AwaitSource,
+            crashed().history_of_b(other_branch()).cluster(absent),
+        ),
+        wait(
+            Rule::AwaitSource,
+            crashed().history_of_b(same.clone()).cluster(absent),
+        ),
         run(
             Rule::Rewind,
             rewind.clone(),
