@@ -9,6 +9,7 @@
 //! "I am going to promote" is not, and is decided anew at every step.
 
 mod absorb;
+mod consent;
 mod duties;
 pub mod facts;
 pub mod lease;

@@ -1,10 +1,9 @@
 //! From events to facts. Nothing is decided here; what an answer means for who may write is.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
-use super::lease::{Consent, Holding, Predecessor, Promise, Proof};
+use super::lease::{Holding, Predecessor, Proof};
 use super::listed::Listed;
 use super::lock::electorate;
 use super::{
@@ -17,10 +16,9 @@ use crate::guard::{GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{MemberName, OpId, SystemId};
 use crate::mutant::{Mutant, planted};
-use crate::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
+use crate::peer::PeerStatus;
 use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server};
 use crate::time::NodeTime;
-use crate::wal::Lsn;
 
 impl Machine {
     pub(super) fn absorb(&mut self, event: Event, commands: &mut Vec<Command>) {
@@ -527,56 +525,6 @@ impl Machine {
         }
         facts.peers.insert(name, Seen { at, value: answer });
     }
-
-    fn consent_answered(&mut self, ticket: Ticket, accepted: &BTreeMap<MemberName, Option<Lsn>>) {
-        let facts = &mut self.facts;
-        let Some(sent) = take(&mut facts.lanes.consent, ticket) else {
-            return;
-        };
-        facts.lanes.consent_at = Some(facts.now);
-        let all = if planted(Mutant::ConsentByMajority) {
-            (accepted.len() + 1) * 2 > sent.what.len() + 1
-        } else {
-            sent.what.iter().all(|member| accepted.contains_key(member))
-        };
-        if all && let Some(lease) = facts.last_lease.clone() {
-            facts.consent = Some(Consent {
-                lease,
-                asked: sent.at,
-            });
-        }
-    }
-
-    fn consent_asked(&mut self, request: &ConsentRequest) -> ConsentAnswer {
-        let ours = self.identity.scope.as_str();
-        let stranger = request.scope.as_ref().is_some_and(|scope| *scope != ours);
-        if stranger && !planted(Mutant::StrangersConsent) {
-            return ConsentAnswer::Stranger;
-        }
-        let facts = &mut self.facts;
-        let running = facts.pg.as_ref().and_then(|seen| seen.value.running());
-        if running.is_some_and(Running::is_primary) || facts.holding.is_some() {
-            return ConsentAnswer::RunningAsLeader;
-        }
-        if !facts.config.failsafe_mode {
-            return ConsentAnswer::Off;
-        }
-        let acquiring = matches!(
-            facts.lanes.lease.as_ref().map(|sent| &sent.what),
-            Some(LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..))
-        );
-        if (acquiring || facts.unsettled) && !planted(Mutant::ConsentWhileAcquiring) {
-            return ConsentAnswer::Busy;
-        }
-        // The primary that asks may hold a lease from before the ttl was lowered.
-        let held = facts.predecessor.as_ref().and_then(|p| p.ttl);
-        let until = facts.now + held.map_or(facts.config.ttl, |ttl| ttl.max(facts.config.ttl));
-        facts.promise = (!planted(Mutant::PromiseForgotten)).then(|| Promise {
-            to: request.name.clone(),
-            until,
-        });
-        ConsentAnswer::Accepted(running.map(|r| r.position().lsn))
-    }
 }
 
 /// Whether the store says that there is a cluster, or that somebody else has data.
@@ -586,7 +534,7 @@ fn has_data(cluster: &Cluster, me: &MemberName) -> bool {
 }
 
 /// Takes the request off its lane if this is the answer to it.
-fn take<T>(lane: &mut Option<Sent<T>>, ticket: Ticket) -> Option<Sent<T>> {
+pub(super) fn take<T>(lane: &mut Option<Sent<T>>, ticket: Ticket) -> Option<Sent<T>> {
     lane.take_if(|sent| sent.ticket == ticket)
 }
 

@@ -2,14 +2,12 @@
 //! others must know. Each request goes out on a lane of its own, one at a time, so that no long
 //! work delays the lease.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::facts::Sent;
 use super::lease::{Holding, Predecessor, deadline, renew_every};
-use super::lock::electorate;
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
@@ -18,7 +16,6 @@ use crate::decide::{Decision, Rule, View};
 use crate::guard::Deadline;
 use crate::ids::MemberName;
 use crate::mutant::{Mutant, planted};
-use crate::peer::ConsentRequest;
 use crate::pg::{PgErrorKind, Role, Server, Upstream};
 use crate::time::NodeTime;
 
@@ -98,7 +95,7 @@ impl Machine {
         wake.max(facts.now + Duration::from_millis(soonest))
     }
 
-    fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_> {
         View::new(&self.identity, &self.facts)
     }
 
@@ -240,73 +237,6 @@ impl Machine {
     fn is_initialized(&self) -> bool {
         let initialize = self.view().cluster().map(|c| &c.initialize);
         matches!(initialize, Some(Initialize::Known(_)))
-    }
-
-    fn consent(&mut self, commands: &mut Vec<Command>) {
-        let facts = &self.facts;
-        let view = self.view();
-        let ttl = facts.config.ttl;
-        let permitted_at = facts.consent.as_ref().map(|c| c.asked);
-        let wanted = facts.config.failsafe_mode
-            && facts.lanes.consent.is_none()
-            && facts.ago(facts.lanes.consent_at) >= RETRY
-            && facts.fencing.is_none()
-            && view.may_write()
-            && facts.last_lease.is_some()
-            && (view.leadership().is_some())
-            && match &facts.holding {
-                Some(held) => {
-                    facts.now.since(held.base()) >= renew_every(ttl) * 3 / 2
-                        && (held.failing
-                            || facts.store_failing.is_some()
-                            || facts.now.since(held.base()) >= ttl / 2)
-                }
-                None => facts.consent.is_some(),
-            }
-            && permitted_at.is_none_or(|at| facts.now.since(at) >= renew_every(ttl));
-        if !wanted {
-            return;
-        }
-        let Some(cluster) = &facts.cluster else {
-            return;
-        };
-        let Some(list) = &cluster.value.failsafe else {
-            return;
-        };
-        if !list.contains_key(&self.identity.name) {
-            return;
-        }
-        // What an earlier holding of this node sent shows only in what was read in this one.
-        let earlier = |held: &Holding| cluster.value.revision.0 < held.lease.epoch.0;
-        if facts.holding.as_ref().is_some_and(earlier) {
-            return;
-        }
-        // A member that has just come goes into the list with the next write, which may have been
-        // done although nothing was heard of it, or of the member, since.
-        let mut others = electorate(&self.identity.name, &cluster.value);
-        for (name, url) in facts.written.listed.members() {
-            if !planted(Mutant::SentListForgotten) {
-                others.entry(name.clone()).or_insert_with(|| url.clone());
-            }
-        }
-        if planted(Mutant::UnreadListForgotten) {
-            others.retain(|name, _| list.contains_key(name));
-        }
-        let request = ConsentRequest {
-            scope: Some(self.identity.scope.to_string()),
-            name: self.identity.name.clone(),
-            conn_url: self.identity.conn_url.clone(),
-            api_url: self.identity.api_url.clone(),
-            slots: BTreeMap::new(),
-        };
-        let ticket = self.facts.ticket();
-        let what = others.keys().cloned().collect();
-        self.facts.lanes.consent = Some(Sent {
-            ticket,
-            at: self.facts.now,
-            what,
-        });
-        commands.push(Command::AskConsent(ticket, others, request));
     }
 
     // Looking around.
@@ -584,7 +514,7 @@ const READ_URGENT: Duration = Duration::from_millis(300);
 const BUSY: Duration = Duration::from_secs(1);
 
 /// After a failure. A shorter pause would only add load to what is failing.
-const RETRY: Duration = Duration::from_millis(250);
+pub(super) const RETRY: Duration = Duration::from_millis(250);
 
 /// The store tells the rest of a lease in whole seconds.
 const LEASE_LEFT_EVERY: Duration = Duration::from_millis(700);
