@@ -77,6 +77,8 @@ mutants! {
     UnlistedAcquires,
     /// The failsafe list that a node remembers counts although the store's was lost since.
     LostListTrusted,
+    /// A configuration that the store lost is taken for one that turns the failsafe mode off.
+    LostConfigTrusted,
     /// After a restart the lock is held by its name.
     AdoptByName,
     /// The guard's deadline moves when a renewal is asked for, not when it succeeded.

@@ -115,7 +115,7 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     let list = cluster.failsafe.as_ref();
     let may_have_promised = match list {
         Some(list) => list.keys().any(|name| *name != view.me.name),
-        None => view.config().failsafe_mode,
+        None => may_be_failsafe(view),
     };
     let age = view.now().since(facts.started);
     let longest = predecessor.ttl.unwrap_or_default().max(view.config().ttl);
@@ -151,7 +151,7 @@ fn unlisted(view: &View<'_>, stopped: bool) -> Option<Decision> {
         .facts
         .failsafe
         .as_ref()
-        .filter(|_| view.config().failsafe_mode);
+        .filter(|_| may_be_failsafe(view));
     let listed = list
         .or(remembered)
         .is_none_or(|list| list.is_empty() || list.contains_key(&view.me.name));
@@ -172,6 +172,13 @@ fn unlisted(view: &View<'_>, stopped: bool) -> Option<Decision> {
         return Some(Decision::wait(Rule::NotInFailsafe, why));
     }
     None
+}
+
+/// Whether a primary may live by consent, for all that the configuration says. One that the store
+/// lost says nothing.
+fn may_be_failsafe(view: &View<'_>) -> bool {
+    let unknown = !view.facts.config_known() && !planted(Mutant::LostConfigTrusted);
+    view.config().failsafe_mode || unknown
 }
 
 /// Returns why this node's own position forbids.

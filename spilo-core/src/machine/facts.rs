@@ -390,7 +390,7 @@ impl Facts {
     }
 
     /// Returns whether the configuration in force is one that the store has.
-    pub(super) fn config_known(&self) -> bool {
+    pub(crate) fn config_known(&self) -> bool {
         self.cluster
             .as_ref()
             .is_some_and(|seen| seen.value.config.is_some())

@@ -175,6 +175,10 @@ pub(super) fn race() -> Vec<Row> {
     let unproven = |f: &mut Facts| f.predecessor.as_mut().unwrap().proof = None;
     let unsupported = |f: &mut Facts| f.config = Arc::new(config(json!({"pause": true})));
     let primary = |p: PeerStatus| Some(PeerStatus { primary: true, ..p });
+    let no_config = |f: &mut Facts| {
+        f.config = Arc::new(crate::config::DynamicConfig::absent());
+        Arc::make_mut(&mut f.cluster.as_mut().unwrap().value).config = None;
+    };
     vec![
         wait(
             Rule::StoreSilent,
@@ -228,6 +232,14 @@ pub(super) fn race() -> Vec<Row> {
         // Another list may have been in its place, before the store lost it.
         wait(Rule::NotInFailsafe, list_lost(None)),
         wait(Rule::NotInFailsafe, list_lost(Some(Proof::Aged))),
+        // The configuration was lost as well, and this node has not seen it.
+        wait(Rule::NotInFailsafe, list_lost(None).with(no_config)),
+        wait(
+            Rule::JustStarted,
+            list_lost(None)
+                .with(no_config)
+                .with(|f| f.started = NodeTime(95_000)),
+        ),
         (
             Rule::Acquire,
             acquire.clone(),
