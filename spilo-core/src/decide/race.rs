@@ -115,7 +115,8 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     let list = cluster.failsafe.as_ref();
     let may_have_promised = match list {
         Some(list) => list.keys().any(|name| *name != view.me.name),
-        None => may_be_failsafe(view),
+        // Nobody lives by consent before there is a cluster with data.
+        None => view.config().failsafe_mode || (has_data && may_be_failsafe(view)),
     };
     let age = view.now().since(facts.started);
     let longest = predecessor.ttl.unwrap_or_default().max(view.config().ttl);

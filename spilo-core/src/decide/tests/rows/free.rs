@@ -176,7 +176,7 @@ pub(super) fn race() -> Vec<Row> {
     let unsupported = |f: &mut Facts| f.config = Arc::new(config(json!({"pause": true})));
     let primary = |p: PeerStatus| Some(PeerStatus { primary: true, ..p });
     let no_config = |f: &mut Facts| {
-        f.config = Arc::new(crate::config::DynamicConfig::absent());
+        f.config = Arc::new(DynamicConfig::absent());
         Arc::make_mut(&mut f.cluster.as_mut().unwrap().value).config = None;
     };
     vec![
