@@ -79,7 +79,7 @@ async fn run(options: &Options) -> Result<bool> {
     } else {
         Kind::Spilo
     };
-    let (mut reports, mut store_reports, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    let mut wrong = Vec::new();
     let jobs = Jobs::new(options.jobs);
     let (mut of_guard, mut of_store) = (Vec::new(), Vec::new());
     for fault in chosen::<Fault>(options.faults.as_deref())? {
@@ -101,24 +101,8 @@ async fn run(options: &Options) -> Result<bool> {
             .outage(Duration::from_secs(options.outage));
         of_store.push(jobs.start(false, async move { plan.run().await }));
     }
-    for job in of_guard {
-        match job.await.unwrap_or_else(|panic| Err(panic.into())) {
-            Ok(report) => {
-                wrong.extend(report.violations());
-                reports.push(report);
-            }
-            Err(error) => wrong.push(format!("{error:#}")),
-        }
-    }
-    for job in of_store {
-        match job.await.unwrap_or_else(|panic| Err(panic.into())) {
-            Ok(report) => {
-                wrong.extend(report.violations());
-                store_reports.push(report);
-            }
-            Err(error) => wrong.push(format!("{error:#}")),
-        }
-    }
+    let reports = gather(of_guard, Report::violations, &mut wrong).await;
+    let store_reports = gather(of_store, StoreReport::violations, &mut wrong).await;
     print(&reports, &store_reports, &wrong);
     if let Some(path) = &options.json {
         let all = json!({ "seed": seed, "guard": reports, "store": store_reports, "wrong": wrong });
@@ -126,6 +110,25 @@ async fn run(options: &Options) -> Result<bool> {
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(wrong.is_empty())
+}
+
+/// Waits for all jobs. Returns what was reported, and notes what was wrong.
+async fn gather<R>(
+    jobs: Vec<JoinHandle<Result<R>>>,
+    violations: fn(&R) -> Vec<String>,
+    wrong: &mut Vec<String>,
+) -> Vec<R> {
+    let mut reports = Vec::new();
+    for job in jobs {
+        match job.await.unwrap_or_else(|panic| Err(panic.into())) {
+            Ok(report) => {
+                wrong.extend(violations(&report));
+                reports.push(report);
+            }
+            Err(error) => wrong.push(format!("{error:#}")),
+        }
+    }
+    reports
 }
 
 /// Clusters that run at once.

@@ -38,8 +38,8 @@ impl AgentHandle {
     }
 
     /// Returns once the node says something else of itself: another decision or reason for it,
-    /// state, role or hold on the lock; `false` when the agent is gone. Times and positions, which every step brings,
-    /// are no news.
+    /// state, role or hold on the lock; `false` when the agent is gone. Times and positions, which
+    /// every step brings, are no news.
     ///
     /// # Cancellation
     /// Safe to drop.
