@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use nix::time::clock_getcpuclockid;
+use anyhow::{Context as _, Result, anyhow};
+use nix::time::{ClockId, clock_getcpuclockid};
 use nix::unistd::Pid;
 use serde::Serialize;
 use tokio::time::sleep;
@@ -22,6 +22,9 @@ pub struct Idle {
     pub cpu_us_per_s: u64,
     /// Requests to etcd a minute, all nodes together; each keep-alive message counts.
     pub etcd_calls_per_minute: u64,
+    /// The processor time of one wake-up of a thread that sleeps and does nothing else, measured
+    /// in the same minute, in microseconds: what the machine takes for waking, whoever wakes.
+    pub empty_wake_us: u64,
 }
 
 impl Idle {
@@ -36,10 +39,14 @@ impl Idle {
         let calls_before = etcd_calls(cluster).await?;
         let started = Instant::now();
         let before: Vec<u64> = cluster.nodes().iter().map(cpu_us).collect();
+        let yardstick = std::thread::spawn(move || empty_wake_us(span));
         sleep(span).await;
         let elapsed_ms = as_ms(started.elapsed()).max(1);
         let after: Vec<u64> = cluster.nodes().iter().map(cpu_us).collect();
         let calls = etcd_calls(cluster).await?.saturating_sub(calls_before);
+        let empty_wake_us = yardstick
+            .join()
+            .map_err(|_| anyhow!("the thread that does nothing failed"))??;
         let spent = after
             .iter()
             .zip(&before)
@@ -48,6 +55,7 @@ impl Idle {
             memory_kib: cluster.nodes().iter().map(memory_kib).max().unwrap_or(0),
             cpu_us_per_s: spent.max().unwrap_or(0) * 1000 / elapsed_ms,
             etcd_calls_per_minute: calls * 60_000 / elapsed_ms,
+            empty_wake_us,
         })
     }
 }
@@ -77,6 +85,20 @@ fn cpu_us(node: &Node) -> u64 {
     processes(node).filter_map(of_process).sum()
 }
 
+/// Sleeps and wakes until the span is over; returns what a wake-up took of the processor.
+fn empty_wake_us(span: Duration) -> Result<u64> {
+    let started = Instant::now();
+    let of_thread = ClockId::CLOCK_THREAD_CPUTIME_ID;
+    let before = Duration::from(of_thread.now()?);
+    let mut wakes = 0;
+    while started.elapsed() + BETWEEN_WAKES <= span {
+        std::thread::sleep(BETWEEN_WAKES);
+        wakes += 1;
+    }
+    let spent = Duration::from(of_thread.now()?).saturating_sub(before);
+    Ok(u64::try_from(spent.as_micros())? / u64::max(wakes, 1))
+}
+
 async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
     let mut calls = 0.0;
     for member in cluster.etcd().client_targets()? {
@@ -103,5 +125,8 @@ async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
 
 /// Counts every message that came in, be it a request of its own or one in a stream.
 const COUNTER: &str = "grpc_server_msg_received_total";
+
+/// About as often as an idle agent wakes.
+const BETWEEN_WAKES: Duration = Duration::from_millis(500);
 
 const SETTLING: Duration = Duration::from_secs(30);

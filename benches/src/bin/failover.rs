@@ -224,6 +224,10 @@ fn table(columns: &[Column], faults: &[Fault]) -> String {
         &idle(|idle| idle.cpu_us_per_s),
     );
     add(
+        "one empty wake of a thread on this machine, µs of CPU",
+        &idle(|idle| idle.empty_wake_us),
+    );
+    add(
         "etcd calls a minute, three idle nodes",
         &idle(|idle| idle.etcd_calls_per_minute),
     );
