@@ -122,8 +122,13 @@ fn seeds(options: &Options) -> bool {
                         return;
                     }
                     let outcome = options.plan(seed).run();
-                    locked(&sum).add(seed, outcome.map_err(|v| v.to_string()));
+                    let done = locked(&sum).add(seed, outcome.map_err(|v| v.to_string()));
                     bar.inc(1);
+                    if bar.is_hidden() && done.is_multiple_of(NEWS_EVERY) {
+                        // Others may still be at work on seeds shortly before this one.
+                        let from = seed.saturating_sub(options.threads as u64).max(first);
+                        eprintln!("{done} of {count} seeds; to go on from here: --from {from}");
+                    }
                 }
             });
         }
@@ -164,7 +169,8 @@ impl Options {
 }
 
 impl Sum {
-    fn add(&mut self, seed: u64, outcome: Result<Outcome, String>) {
+    /// Returns how many seeds there are now.
+    fn add(&mut self, seed: u64, outcome: Result<Outcome, String>) -> u64 {
         self.seeds += 1;
         match outcome {
             Ok(outcome) => {
@@ -177,6 +183,7 @@ impl Sum {
             }
             Err(story) => self.broken.push((seed, story)),
         }
+        self.seeds
     }
 
     fn tell(&self, first: u64, took: Duration, short: bool) {
@@ -248,6 +255,9 @@ fn failover(options: &Options) -> Result<bool> {
 /// A second lock on a door that is closed: whoever promises has neither the lock nor an attempt to
 /// take it under way, and whoever promised makes none. A row of its own tests it.
 const UNREACHABLE: Rule = Rule::PromisedHolder;
+
+/// After how many seeds there is a line of news where there is no terminal to draw a bar on.
+const NEWS_EVERY: u64 = 1000;
 
 fn kinds() -> PossibleValuesParser {
     PossibleValuesParser::new(FaultKind::ALL.map(FaultKind::as_str))
