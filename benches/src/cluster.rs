@@ -9,12 +9,14 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
+use crate::consul::Consul;
 use crate::etcd::Etcd;
 use crate::exec;
 use crate::net::Bridge;
 use crate::node::Node;
 use crate::ports::Port;
 use crate::sandbox::Sandbox;
+use crate::store::{Store, StoreKind};
 
 mod config;
 
@@ -32,9 +34,11 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct ClusterBuilder {
     kind: Kind,
+    node_kinds: Vec<(usize, Kind)>,
     scope: String,
     nodes: usize,
-    etcd_members: usize,
+    store: StoreKind,
+    store_members: usize,
     dcs: Map<String, Value>,
     parameters: Map<String, Value>,
     overlay: Value,
@@ -45,14 +49,14 @@ pub struct ClusterBuilder {
     agents_wait: bool,
 }
 
-/// A running etcd and a few nodes, each an agent with its server; everything ends when this is
+/// A running store and a few nodes, each an agent with its server; everything ends when this is
 /// dropped.
 #[derive(Debug)]
 pub struct Cluster {
     kind: Kind,
     scope: String,
     nodes: Vec<Node>,
-    etcd: Etcd,
+    store: Store,
     sandbox: Arc<Sandbox>,
     _bridge: Option<Bridge>,
 }
@@ -62,9 +66,11 @@ impl Cluster {
     pub fn builder() -> ClusterBuilder {
         ClusterBuilder {
             kind: Kind::Spilo,
+            node_kinds: Vec::new(),
             scope: "bench".to_owned(),
             nodes: 3,
-            etcd_members: 1,
+            store: StoreKind::Etcd,
+            store_members: 1,
             dcs: Map::new(),
             parameters: Map::new(),
             overlay: Value::Null,
@@ -88,8 +94,32 @@ impl Cluster {
     }
 
     /// Returns the store.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Returns the store of a cluster that has etcd.
+    ///
+    /// # Panics
+    ///
+    /// If it has another.
     pub fn etcd(&self) -> &Etcd {
-        &self.etcd
+        match &self.store {
+            Store::Etcd(etcd) => etcd,
+            Store::Consul(_) => panic!("this cluster has no etcd"),
+        }
+    }
+
+    /// Returns the store of a cluster that has Consul.
+    ///
+    /// # Panics
+    ///
+    /// If it has another.
+    pub fn consul(&self) -> &Consul {
+        match &self.store {
+            Store::Consul(consul) => consul,
+            Store::Etcd(_) => panic!("this cluster has no Consul"),
+        }
     }
 
     /// Returns all nodes, in the order of their names.
@@ -240,10 +270,24 @@ impl ClusterBuilder {
         self
     }
 
-    /// Sets how many members etcd has, one or three.
+    /// Sets which agent runs one node, counted from 0, where that is another than the others'.
     #[must_use]
-    pub fn etcd_members(mut self, members: usize) -> Self {
-        self.etcd_members = members;
+    pub fn node_kind(mut self, node: usize, kind: Kind) -> Self {
+        self.node_kinds.push((node, kind));
+        self
+    }
+
+    /// Sets which store the cluster agrees through.
+    #[must_use]
+    pub fn store(mut self, store: StoreKind) -> Self {
+        self.store = store;
+        self
+    }
+
+    /// Sets how many members the store has, one or three.
+    #[must_use]
+    pub fn store_members(mut self, members: usize) -> Self {
+        self.store_members = members;
         self
     }
 
@@ -321,7 +365,7 @@ impl ClusterBuilder {
         self
     }
 
-    /// Starts etcd, writes the configurations, starts the agents, and waits for nothing else.
+    /// Starts the store, writes the configurations, starts the agents, and waits for nothing else.
     ///
     /// # Errors
     ///
@@ -333,13 +377,13 @@ impl ClusterBuilder {
         } else {
             None
         };
-        let store: IpAddr = bridge
+        let host: IpAddr = bridge
             .as_ref()
             .map_or(Ipv4Addr::LOCALHOST, Bridge::address)
             .into();
-        let etcd = Etcd::start_in(Arc::clone(&sandbox), self.etcd_members, store).await?;
-        let agent = config::agent_program(self.kind, &sandbox)?;
-        let mut nodes = Vec::new();
+        let store =
+            Store::start_in(self.store, Arc::clone(&sandbox), self.store_members, host).await?;
+        let (mut nodes, mut agents) = (Vec::new(), Vec::new());
         for index in 0..self.nodes {
             let namespace = match &bridge {
                 Some(bridge) => Some(bridge.namespace(&sandbox).await?),
@@ -349,24 +393,32 @@ impl ClusterBuilder {
                 .as_ref()
                 .map_or(Ipv4Addr::LOCALHOST, |namespace| namespace.address);
             let ports = [Port::reserve()?, Port::reserve()?];
+            let kind = self.kind_of(index);
+            // Copied once: an agent that runs cannot be written over.
+            let found = agents.iter().find(|(of, _)| *of == kind);
+            let agent = match found {
+                Some((_, program)) => PathBuf::clone(program),
+                None => config::agent_program(kind, &sandbox)?,
+            };
+            agents.push((kind, agent.clone()));
             let node = Node::new(
                 &format!("n{}", index + 1),
                 &sandbox,
-                agent.clone(),
+                agent,
                 self.pg_programs(),
                 SocketAddr::from((host, ports[0].number())),
                 SocketAddr::from((host, ports[1].number())),
                 namespace,
                 ports,
             )?;
-            node.write_config(&self.node_config(index, &node, &etcd))?;
+            node.write_config(&self.node_config(index, &node, &store))?;
             nodes.push(node);
         }
         let cluster = Cluster {
             kind: self.kind,
             scope: self.scope,
             nodes,
-            etcd,
+            store,
             sandbox,
             _bridge: bridge,
         };
@@ -374,5 +426,10 @@ impl ClusterBuilder {
             cluster.start_agents()?;
         }
         Ok(cluster)
+    }
+
+    fn kind_of(&self, node: usize) -> Kind {
+        let own = self.node_kinds.iter().find(|(of, _)| *of == node);
+        own.map_or(self.kind, |(_, kind)| *kind)
     }
 }

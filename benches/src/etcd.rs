@@ -1,10 +1,7 @@
 //! A real etcd, of one member or three.
 
-use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -14,8 +11,8 @@ use tokio::time::sleep;
 use crate::exec;
 use crate::http::Target;
 use crate::ports::Port;
-use crate::procs;
 use crate::sandbox::Sandbox;
+use crate::service::Service;
 
 /// A running etcd of one or three members on free ports, in a directory of its own; all ends when
 /// it is dropped.
@@ -30,9 +27,7 @@ struct Member {
     name: String,
     client_url: String,
     endpoint: String,
-    arguments: Vec<String>,
-    log: PathBuf,
-    process: Mutex<Option<Child>>,
+    service: Service,
     ports: [Port; 2],
 }
 
@@ -58,22 +53,24 @@ impl Etcd {
             let endpoint = format!("{host}:{}", ports[0].number());
             let name = format!("e{number}");
             members.push(Member {
-                arguments: vec![
-                    format!("--name={name}"),
-                    format!("--data-dir={}", sandbox.dir().join(&name).display()),
-                    format!("--listen-client-urls=http://{endpoint}"),
-                    format!("--advertise-client-urls=http://{endpoint}"),
-                    format!("--listen-peer-urls=http://{host}:{}", ports[1].number()),
-                    format!(
-                        "--initial-advertise-peer-urls=http://{host}:{}",
-                        ports[1].number()
-                    ),
-                ],
-                log: sandbox.dir().join(format!("{name}.log")),
+                service: Service::new(
+                    exec::find_program(["etcd"]).context("etcd is not installed")?,
+                    vec![
+                        format!("--name={name}"),
+                        format!("--data-dir={}", sandbox.dir().join(&name).display()),
+                        format!("--listen-client-urls=http://{endpoint}"),
+                        format!("--advertise-client-urls=http://{endpoint}"),
+                        format!("--listen-peer-urls=http://{host}:{}", ports[1].number()),
+                        format!(
+                            "--initial-advertise-peer-urls=http://{host}:{}",
+                            ports[1].number()
+                        ),
+                    ],
+                    sandbox.dir().join(format!("{name}.log")),
+                ),
                 client_url: format!("http://{endpoint}"),
                 name,
                 endpoint,
-                process: Mutex::new(None),
                 ports,
             });
         }
@@ -82,10 +79,9 @@ impl Etcd {
             .map(|member| format!("{}=http://{host}:{}", member.name, member.ports[1].number()))
             .collect();
         for member in &mut members {
-            member
-                .arguments
-                .push(format!("--initial-cluster={}", peers.join(",")));
-            member.spawn()?;
+            let service = &mut member.service;
+            service.argument(format!("--initial-cluster={}", peers.join(",")));
+            service.spawn()?;
         }
         let etcd = Self {
             members,
@@ -122,24 +118,24 @@ impl Etcd {
 
     /// Stops a member the polite way (SIGTERM) and waits for its end.
     pub async fn stop(&self, member: usize) {
-        self.members[member].signal(Signal::SIGTERM);
-        self.members[member].reap().await;
+        self.members[member].service.signal(Signal::SIGTERM);
+        self.members[member].service.reap().await;
     }
 
     /// Kills a member with -9.
     pub async fn kill(&self, member: usize) {
-        self.members[member].signal(Signal::SIGKILL);
-        self.members[member].reap().await;
+        self.members[member].service.signal(Signal::SIGKILL);
+        self.members[member].service.reap().await;
     }
 
     /// Stops a member's processor time (SIGSTOP); it keeps its connections and answers nothing.
     pub fn freeze(&self, member: usize) {
-        self.members[member].signal(Signal::SIGSTOP);
+        self.members[member].service.signal(Signal::SIGSTOP);
     }
 
     /// Lets a frozen member run again.
     pub fn thaw(&self, member: usize) {
-        self.members[member].signal(Signal::SIGCONT);
+        self.members[member].service.signal(Signal::SIGCONT);
     }
 
     /// Starts a member that was stopped or killed, on its old data, and does not wait for it.
@@ -148,7 +144,7 @@ impl Etcd {
     ///
     /// Fails where the program cannot be started.
     pub fn restart(&self, member: usize) -> Result<()> {
-        self.members[member].spawn()
+        self.members[member].service.spawn()
     }
 
     /// Waits until etcd answers a linearisable read.
@@ -239,61 +235,5 @@ impl Etcd {
             .arg(format!("--endpoints={}", urls.join(",")))
             .args(arguments);
         exec::run(&mut command, Duration::from_secs(6)).await
-    }
-}
-
-impl Member {
-    fn spawn(&self) -> Result<()> {
-        let log = File::options().create(true).append(true).open(&self.log)?;
-        let program = exec::find_program(["etcd"]).context("etcd is not installed")?;
-        let child = Command::new(program)
-            .args(&self.arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("cannot start etcd")?;
-        let old = self
-            .process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .replace(child);
-        if let Some(mut old) = old {
-            old.kill().ok();
-            old.wait().ok();
-        }
-        Ok(())
-    }
-
-    fn signal(&self, signal: Signal) {
-        if let Some(child) = self
-            .process
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-        {
-            procs::signal(
-                i32::try_from(child.id()).expect("process ids are small"),
-                signal,
-            );
-        }
-    }
-
-    async fn reap(&self) {
-        loop {
-            let ended = match self
-                .process
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .as_mut()
-            {
-                None => true,
-                Some(child) => !matches!(child.try_wait(), Ok(None)),
-            };
-            if ended {
-                return;
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
     }
 }

@@ -15,6 +15,7 @@ use crate::chance::Chance;
 use crate::clock::{as_ms, boot_ms};
 use crate::cluster::{Cluster, ClusterBuilder, Kind};
 use crate::node::Node;
+use crate::store::StoreKind;
 use crate::writers::{Ack, Writers, surviving};
 
 /// What is done to the primary.
@@ -47,6 +48,8 @@ pub struct Contender {
     pub ttl: u64,
     /// Patroni's `loop_wait` and `retry_timeout`; none where they follow from the ttl.
     pub pace: Option<(u64, u64)>,
+    /// The store that its cluster agrees through.
+    pub store: StoreKind,
 }
 
 /// What one run of one fault showed.
@@ -73,6 +76,7 @@ impl Contender {
             kind: Kind::Spilo,
             ttl,
             pace: None,
+            store: StoreKind::Etcd,
         }
     }
 
@@ -83,6 +87,7 @@ impl Contender {
             kind: Kind::Patroni,
             ttl: 30,
             pace: Some((10, 10)),
+            store: StoreKind::Etcd,
         }
     }
 
@@ -93,12 +98,26 @@ impl Contender {
             kind: Kind::Patroni,
             ttl: 20,
             pace: Some((1, 3)),
+            store: StoreKind::Etcd,
         }
+    }
+
+    /// Has it agree through another store than etcd, and says so in its name.
+    #[must_use]
+    pub fn on(mut self, store: StoreKind) -> Self {
+        if store != StoreKind::Etcd {
+            self.label = format!("{}, {store}", self.label);
+        }
+        self.store = store;
+        self
     }
 
     /// Returns the cluster that this contender runs.
     pub fn cluster(&self, namespaces: bool) -> ClusterBuilder {
-        let builder = Cluster::builder().kind(self.kind).namespaces(namespaces);
+        let builder = Cluster::builder()
+            .kind(self.kind)
+            .store(self.store)
+            .namespaces(namespaces);
         match self.pace {
             None => builder.ttl(self.ttl),
             Some((loop_wait, retry_timeout)) => builder.timing(self.ttl, loop_wait, retry_timeout),

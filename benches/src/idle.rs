@@ -11,6 +11,7 @@ use tokio::time::sleep;
 use crate::clock::as_ms;
 use crate::cluster::Cluster;
 use crate::node::Node;
+use crate::store::Store;
 
 /// The cost of three idle nodes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -20,8 +21,9 @@ pub struct Idle {
     pub memory_kib: u64,
     /// The processor time of the busiest node's agent and guard, in microseconds a second.
     pub cpu_us_per_s: u64,
-    /// Requests to etcd a minute, all nodes together; each keep-alive message counts.
-    pub etcd_calls_per_minute: u64,
+    /// Requests to etcd a minute, all nodes together; each keep-alive message counts. `None` where
+    /// the store is another.
+    pub etcd_calls_per_minute: Option<u64>,
     /// The processor time of one wake-up of a thread that sleeps and does nothing else, measured
     /// in the same minute, in microseconds: what the machine takes for waking, whoever wakes.
     pub empty_wake_us: u64,
@@ -43,7 +45,10 @@ impl Idle {
         sleep(span).await;
         let elapsed_ms = as_ms(started.elapsed()).max(1);
         let after: Vec<u64> = cluster.nodes().iter().map(cpu_us).collect();
-        let calls = etcd_calls(cluster).await?.saturating_sub(calls_before);
+        let calls = match (calls_before, etcd_calls(cluster).await?) {
+            (Some(before), Some(after)) => Some(after.saturating_sub(before)),
+            _ => None,
+        };
         let empty_wake_us = yardstick
             .join()
             .map_err(|_| anyhow!("the thread that does nothing failed"))??;
@@ -54,7 +59,7 @@ impl Idle {
         Ok(Self {
             memory_kib: cluster.nodes().iter().map(memory_kib).max().unwrap_or(0),
             cpu_us_per_s: spent.max().unwrap_or(0) * 1000 / elapsed_ms,
-            etcd_calls_per_minute: calls * 60_000 / elapsed_ms,
+            etcd_calls_per_minute: calls.map(|calls| calls * 60_000 / elapsed_ms),
             empty_wake_us,
         })
     }
@@ -99,9 +104,12 @@ fn empty_wake_us(span: Duration) -> Result<u64> {
     Ok(u64::try_from(spent.as_micros())? / u64::max(wakes, 1))
 }
 
-async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
+async fn etcd_calls(cluster: &Cluster) -> Result<Option<u64>> {
+    let Store::Etcd(etcd) = cluster.store() else {
+        return Ok(None);
+    };
     let mut calls = 0.0;
-    for member in cluster.etcd().client_targets()? {
+    for member in etcd.client_targets()? {
         let metrics = member.get("/metrics", Duration::from_secs(5)).await?;
         let counters = metrics
             .body
@@ -120,7 +128,7 @@ async fn etcd_calls(cluster: &Cluster) -> Result<u64> {
         clippy::cast_sign_loss,
         reason = "a count of requests, which Prometheus writes as a float"
     )]
-    Ok(calls as u64)
+    Ok(Some(calls as u64))
 }
 
 /// Counts every message that came in, be it a request of its own or one in a stream.

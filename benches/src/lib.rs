@@ -1,7 +1,7 @@
-//! The black-box harness: a real etcd, real PostgreSQL servers and real agents, with faults,
+//! The black-box harness: a real etcd or Consul, real PostgreSQL servers and real agents, with faults,
 //! writers and witnesses.
 //!
-//! A [`Cluster`] is an etcd and a few nodes, each an agent (`spilo-agent` or stock Patroni, from
+//! A [`Cluster`] is a store and a few nodes, each an agent (`spilo-agent` or stock Patroni, from
 //! the same configuration file) with its server, on free ports, in one temporary directory.
 //! Everything in it ends with it, whatever ends the harness. [`Writers`] write to every node;
 //! [`watch`] asks the nodes for their leases and follows the servers' processes; [`witness`] reads
@@ -14,7 +14,7 @@
 //!
 //! The environment names what is not found by itself: `SPILO_AGENT` (the program `spilo-agent`),
 //! `SPILO_PATRONI_BIN` (the directory of `patroni` and `patronictl`; its Python must be one that
-//! the user `postgres` can run), `SPILO_PG15_BIN` (PostgreSQL's programs). `SPILO_KEEP` keeps every
+//! the user `postgres` can run), `SPILO_CONSUL`, `SPILO_PG15_BIN` (PostgreSQL's programs). `SPILO_KEEP` keeps every
 //! directory; those of failed runs are kept anyway and named.
 //!
 //! # Examples
@@ -41,6 +41,7 @@ pub mod chance;
 pub mod chaos;
 pub mod clock;
 pub mod cluster;
+pub mod consul;
 pub mod etcd;
 mod exec;
 pub mod failover;
@@ -51,12 +52,16 @@ pub mod node;
 pub mod ports;
 pub mod procs;
 pub mod sandbox;
+mod service;
+pub mod store;
 pub mod store_faults;
 pub mod watch;
 pub mod witness;
 pub mod writers;
 
 pub use cluster::{Cluster, ClusterBuilder, Kind};
+pub use consul::Consul;
 pub use etcd::Etcd;
 pub use node::Node;
+pub use store::{Store, StoreKind};
 pub use writers::Writers;

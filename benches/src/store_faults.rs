@@ -1,4 +1,4 @@
-//! Faults of the store: etcd goes away, comes back, or loses what it knew.
+//! Faults of the store: it goes away, comes back, or loses what it knew.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,6 +16,7 @@ use crate::chaos::run::FENCE_LIMIT_MS;
 use crate::clock::{ClockPair, boot_ms};
 use crate::cluster::Cluster;
 use crate::node::Node;
+use crate::store::StoreKind;
 use crate::watch::LeaseWatch;
 use crate::witness::{Commit, WalSaver, commits, save_wal, two_writers};
 use crate::writers::{Writers, Written, start_loops, stop_loops, surviving};
@@ -26,15 +27,21 @@ mod bootstrap;
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreFault {
-    /// etcd is stopped for 5 s.
+    /// The store is stopped for 5 s.
     Stopped,
-    /// etcd is killed with -9 and started again at once.
+    /// The store is killed with -9 and started again at once.
     Killed,
     /// One of three members is killed with -9.
     OneOfThree,
-    /// All of etcd is gone for a minute, with all agents alive: the primary goes on by consent.
+    /// The store stands still (SIGSTOP) for half a ttl.
+    FrozenBriefly,
+    /// The store stands still for three ttls: the primary goes on by consent.
+    FrozenLong,
+    /// The session of the lock is ended while its holder writes; Consul only.
+    SessionDestroyed,
+    /// All of the store is gone for a minute, with all agents alive: the primary goes on by consent.
     AllGone,
-    /// All of etcd is gone and a standby's agent is dead: the primary steps down in time.
+    /// All of the store is gone and a standby's agent is dead: the primary steps down in time.
     AllGoneStandbyDead,
     /// The leader key is deleted by hand.
     LeaderKeyDeleted,
@@ -48,6 +55,7 @@ pub enum StoreFault {
 #[derive(Clone, Debug)]
 pub struct StorePlan {
     fault: StoreFault,
+    store: StoreKind,
     ttl: u64,
     repeat: usize,
     outage: Duration,
@@ -99,14 +107,22 @@ struct Seen {
 
 impl StorePlan {
     /// Plans one run against `spilo-agent`, with an outage of one minute where the fault is all of
-    /// etcd.
+    /// the store, which is etcd.
     pub fn new(fault: StoreFault, ttl: u64) -> Self {
         Self {
             fault,
+            store: StoreKind::Etcd,
             ttl,
             repeat: 1,
             outage: Duration::from_secs(60),
         }
+    }
+
+    /// Sets which store it is done to.
+    #[must_use]
+    pub fn store(mut self, store: StoreKind) -> Self {
+        self.store = store;
+        self
     }
 
     /// Sets how often the fault is run.
@@ -116,7 +132,7 @@ impl StorePlan {
         self
     }
 
-    /// Sets how long all of etcd is gone.
+    /// Sets how long all of the store is gone.
     #[must_use]
     pub fn outage(mut self, outage: Duration) -> Self {
         self.outage = outage;
@@ -149,7 +165,8 @@ impl StorePlan {
         };
         let builder = Cluster::builder()
             .ttl(self.ttl)
-            .etcd_members(members)
+            .store(self.store)
+            .store_members(members)
             .initdb(json!({ "wal-segsize": "1" }));
         let cluster = builder.start().await?;
         for number in 1..=self.repeat {
@@ -236,33 +253,45 @@ impl StorePlan {
 
     /// Does the fault and waits until its effect is over or was watched for long enough.
     async fn inject(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<()> {
-        let etcd = cluster.etcd();
-        let root = format!("/service/{}/", cluster.scope());
+        let (store, scope) = (cluster.store(), cluster.scope());
         match self.fault {
             StoreFault::Stopped => {
-                etcd.stop(0).await;
+                store.stop(0).await;
                 sleep(Duration::from_secs(5)).await;
             }
-            StoreFault::Killed => etcd.kill(0).await,
+            StoreFault::Killed => store.kill(0).await,
             StoreFault::OneOfThree => {
-                etcd.kill(number % etcd.members()).await;
+                store.kill(number % store.members()).await;
                 sleep(Duration::from_secs(self.ttl + 3)).await;
             }
+            StoreFault::FrozenBriefly => {
+                store.freeze();
+                sleep(Duration::from_millis(self.ttl * 500)).await;
+            }
+            StoreFault::FrozenLong => {
+                store.freeze();
+                sleep(Duration::from_secs(self.ttl * 3)).await;
+            }
+            StoreFault::SessionDestroyed => {
+                let leader = format!("service/{scope}/leader");
+                cluster.consul().destroy_session_of(&leader).await?;
+                sleep(Duration::from_secs(2 * self.ttl)).await;
+            }
             StoreFault::AllGone => {
-                etcd.stop(0).await;
+                store.stop(0).await;
                 sleep(self.outage).await;
             }
             StoreFault::AllGoneStandbyDead => {
                 standby(cluster, old)?.signal_agent(Signal::SIGKILL)?;
-                etcd.kill(0).await;
+                store.kill(0).await;
                 sleep(Duration::from_secs(2 * self.ttl + 3)).await;
             }
             StoreFault::LeaderKeyDeleted => {
-                etcd.delete(&format!("{root}leader")).await?;
+                store.delete(scope, "leader").await?;
                 sleep(Duration::from_secs(2 * self.ttl)).await;
             }
             StoreFault::PrefixDeleted => {
-                etcd.delete_prefix(&root).await?;
+                store.delete_all(scope).await?;
                 sleep(Duration::from_secs(2 * self.ttl)).await;
             }
             StoreFault::BootstrapKilled => {}
@@ -271,19 +300,21 @@ impl StorePlan {
     }
 
     async fn restore(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<()> {
-        let etcd = cluster.etcd();
+        let store = cluster.store();
         match self.fault {
-            StoreFault::Stopped | StoreFault::Killed | StoreFault::AllGone => etcd.restart(0)?,
-            StoreFault::OneOfThree => etcd.restart(number % etcd.members())?,
+            StoreFault::Stopped | StoreFault::Killed | StoreFault::AllGone => store.restart(0)?,
+            StoreFault::OneOfThree => store.restart(number % store.members())?,
+            StoreFault::FrozenBriefly | StoreFault::FrozenLong => store.thaw(),
             StoreFault::AllGoneStandbyDead => {
-                etcd.restart(0)?;
+                store.restart(0)?;
                 standby(cluster, old)?.start_agent()?;
             }
-            StoreFault::LeaderKeyDeleted
+            StoreFault::SessionDestroyed
+            | StoreFault::LeaderKeyDeleted
             | StoreFault::PrefixDeleted
             | StoreFault::BootstrapKilled => {}
         }
-        etcd.wait_healthy(Duration::from_secs(30)).await
+        store.wait_healthy(Duration::from_secs(30)).await
     }
 
     /// Adds what a fault that must go unnoticed has done.
@@ -292,8 +323,11 @@ impl StorePlan {
             StoreFault::Stopped
             | StoreFault::Killed
             | StoreFault::OneOfThree
+            | StoreFault::FrozenBriefly
+            | StoreFault::FrozenLong
             | StoreFault::AllGone => true,
-            StoreFault::AllGoneStandbyDead
+            StoreFault::SessionDestroyed
+            | StoreFault::AllGoneStandbyDead
             | StoreFault::LeaderKeyDeleted
             | StoreFault::PrefixDeleted
             | StoreFault::BootstrapKilled => false,
@@ -412,11 +446,14 @@ impl fmt::Display for StoreRun {
 impl fmt::Display for StoreFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Stopped => "etcd stopped for 5 s",
-            Self::Killed => "etcd killed and restarted",
-            Self::OneOfThree => "one of three etcd members killed",
-            Self::AllGone => "all of etcd gone",
-            Self::AllGoneStandbyDead => "all of etcd gone, a standby's agent dead",
+            Self::Stopped => "store stopped for 5 s",
+            Self::Killed => "store killed and restarted",
+            Self::OneOfThree => "one of the store's three members killed",
+            Self::FrozenBriefly => "store frozen for half a ttl",
+            Self::FrozenLong => "store frozen for three ttls",
+            Self::SessionDestroyed => "session destroyed",
+            Self::AllGone => "all of the store gone",
+            Self::AllGoneStandbyDead => "all of the store gone, a standby's agent dead",
             Self::LeaderKeyDeleted => "leader key deleted",
             Self::PrefixDeleted => "all keys deleted",
             Self::BootstrapKilled => "bootstrap killed",

@@ -21,7 +21,8 @@ use crate::ids::{Epoch, MemberName, Revision};
 ///   The lock is held until the lease is released, revoked, or ends of age, and never ends before
 ///   `ttl` has passed on the store's clock since the last acknowledged [`renew`](Self::renew)
 ///   *began*. It may end later, by at most [`Capabilities::release_slack`], and a ttl under
-///   [`Capabilities::ttl_min`] may be taken for that.
+///   [`Capabilities::ttl_min`] may be taken for that. A store that may end a lease early keeps the
+///   lock back instead ([`Capabilities::lock_delay_max`]).
 /// - `Epoch` is the revision at which the leader key was written, so that a later holding has a
 ///   greater one. Renewals do not change it.
 /// - A request whose outcome is not known fails with [`DcsErrorKind::Indeterminate`], never with
@@ -121,7 +122,7 @@ pub trait Dcs: Send + Sync + fmt::Debug {
     -> Result<(), DcsError>;
 
     /// Writes a document, which stays until it is deleted, and returns the revision that a snapshot
-    /// shows it with.
+    /// shows it with. Writing the same bytes again need not be a change.
     ///
     /// # Errors
     /// `Conflict` when `expect` does not hold.
@@ -166,6 +167,11 @@ pub struct Capabilities {
     pub ttl_min: Duration,
     /// How much later than `ttl` the store may let go of the lock of a dead holder.
     pub release_slack: Duration,
+    /// For how long after a lease ended by itself nobody gets the lock though no snapshot shows a
+    /// holder: for the lease's ttl, and at most for this. A store that keeps a lock back makes up
+    /// for leases that it may end early. Not after a release, a deletion by hand or a
+    /// [`settle`](Dcs::settle).
+    pub lock_delay_max: Duration,
     /// Whether [`Expect::Leader`] is checked by the store in the transaction of the write. The
     /// conformance suite asks for it: without, a deposed leader can write over its successor.
     pub fences_writes: bool,
@@ -174,13 +180,14 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
-    /// Returns the capabilities of a store that honours any ttl, lets go at once, fences writes
-    /// and watches.
+    /// Returns the capabilities of a store that honours any ttl, lets go at once, keeps nothing
+    /// back, fences writes and watches.
     pub fn new(name: &'static str) -> Self {
         Self {
             name,
             ttl_min: Duration::from_secs(1),
             release_slack: Duration::ZERO,
+            lock_delay_max: Duration::ZERO,
             fences_writes: true,
             watches: true,
         }

@@ -24,6 +24,7 @@ mod scalar;
 mod secret;
 mod section;
 mod services;
+mod stores;
 
 use std::collections::BTreeMap;
 
@@ -36,9 +37,10 @@ pub use options::ToolOption;
 pub use postgresql::{Postgresql, Role};
 pub use secret::Secret;
 pub use services::{
-    ClientTls, Credentials, Ctl, Etcd3, Log, LogFormat, LogLevel, RestApi, ServerTls, ServerTokens,
+    ClientTls, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, ServerTls, ServerTokens,
     VerifyClient,
 };
+pub use stores::{Consul, Etcd3, Service};
 
 use crate::config::boolean;
 use crate::ids::{BadName, MemberName, Scope};
@@ -63,6 +65,8 @@ pub struct Local {
     pub ctl: Ctl,
     /// The store, where it is etcd.
     pub etcd3: Option<Etcd3>,
+    /// The store, where it is Consul.
+    pub consul: Option<Consul>,
     /// How a new cluster is made.
     pub bootstrap: Bootstrap,
     /// The server.
@@ -154,7 +158,11 @@ impl Local {
         let log = Log::read(&root.inner("log"), problems);
         let restapi = RestApi::read(&root.inner("restapi"), problems);
         let ctl = Ctl::read(&root.inner("ctl"), problems);
-        let etcd3 = Etcd3::read(&root.inner("etcd3"), problems);
+        let (etcd3, consul) = (root.inner("etcd3"), root.inner("consul"));
+        let named = [("etcd3", etcd3.exists()), ("consul", consul.exists())];
+        stores::only_one(&named, problems);
+        let etcd3 = Etcd3::read(&etcd3, problems);
+        let consul = Consul::read(&consul, problems);
         let bootstrap = Bootstrap::read(&root.inner("bootstrap"), problems);
         let postgresql = Postgresql::read(&root.inner("postgresql"), problems);
         Some(Self {
@@ -165,6 +173,7 @@ impl Local {
             restapi: restapi?,
             ctl,
             etcd3,
+            consul,
             bootstrap,
             postgresql: postgresql?,
             tags: published(root.map("tags").unwrap_or_default()),

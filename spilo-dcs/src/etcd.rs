@@ -18,9 +18,10 @@
 //! - Reads, renewals, writes and the watch have connections of their own.
 
 mod connect;
+#[cfg(feature = "discovery")]
+mod directory;
 mod documents;
 mod failure;
-mod keys;
 mod lane;
 mod lease;
 mod member;
@@ -38,12 +39,14 @@ use spilo_core::dcs::{Capabilities, Expect, Key, LeaderRecord, Lease, LeaseSecre
 use spilo_core::{Dcs, DcsError, MemberName, Revision};
 use tokio::time::Instant;
 
+#[cfg(feature = "discovery")]
+pub use directory::EtcdDirectory;
 pub use options::EtcdOptions;
 #[cfg(feature = "tls")]
 pub use options::EtcdTls;
 
+use crate::keys::Keys;
 use connect::Connector;
-use keys::Keys;
 use lane::{Effect, Lane, Request};
 use lease::{KeepAlive, LeaseIds};
 use member::Announced;

@@ -21,6 +21,8 @@ enum Mistake {
     None,
     /// Takes whoever has the holder's name for the holder.
     GoesByTheName,
+    /// Keeps a lock back that was given up, as it may one whose lease ended by itself.
+    KeepsBackWhatWasGivenUp,
     /// Gives a lock that becomes free to somebody whom it has refused.
     KeepsAQueue,
     /// Leaves a succession with the end that the earlier lease had.
@@ -71,6 +73,8 @@ sees! {
         "left: Ok";
     nobody_queues: KeepsAQueue, lock::one_of_twenty_racing_acquirers_wins,
         "does not queue for the lock";
+    what_was_given_up_is_free: KeepsBackWhatWasGivenUp, lock::a_later_holding_has_a_greater_epoch,
+        "a free lock is acquired";
     a_succession_has_its_ttl: KeepsTheOldTtl, lock::a_succession_lasts_for_a_ttl_of_its_own,
         "free after its ttl";
     a_succession_begins_anew: CountsFromTheFirst, lock::a_succession_lasts_for_a_ttl_of_its_own,
@@ -123,6 +127,7 @@ struct Wrong {
 #[derive(Debug, Default)]
 struct Memory {
     refused: Vec<MemberName>,
+    released: Option<Instant>,
     ttl: Duration,
     count: u32,
 }
@@ -159,7 +164,11 @@ impl Wrong {
 #[async_trait]
 impl Dcs for Wrong {
     fn capabilities(&self) -> Capabilities {
-        self.right.capabilities()
+        let mut capabilities = self.right.capabilities();
+        if self.has(Mistake::KeepsBackWhatWasGivenUp) {
+            capabilities.lock_delay_max = Duration::from_secs(60);
+        }
+        capabilities
     }
 
     async fn read(&self) -> Result<RawSnapshot, DcsError> {
@@ -178,7 +187,21 @@ impl Dcs for Wrong {
     }
 
     async fn acquire(&self, me: &MemberName, ttl: Duration) -> Result<Lease, DcsError> {
-        self.memory.lock().unwrap().ttl = ttl;
+        let released = {
+            let mut memory = self.memory.lock().unwrap();
+            memory.ttl = ttl;
+            memory.released
+        };
+        let is_fresh = released.is_some_and(|at| at.elapsed() < Duration::from_secs(1));
+        if self.has(Mistake::KeepsBackWhatWasGivenUp) && is_fresh {
+            let conflict = DcsErrorKind::Conflict;
+            return Err(DcsError::new(
+                "wrong",
+                conflict,
+                "acquire",
+                "it is kept back",
+            ));
+        }
         let taken = self.right.acquire(me, ttl).await;
         if taken.is_ok() {
             return taken;
@@ -235,6 +258,7 @@ impl Dcs for Wrong {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.right.release(lease, record).await?;
+        self.memory.lock().unwrap().released = Some(Instant::now());
         if let Some(claim) = claim.filter(|_| self.has(Mistake::LeavesTheClaim)) {
             let (key, value) = (Key::Initialize, claim.value.clone());
             self.right.put(key, value, Expect::Anything).await?;

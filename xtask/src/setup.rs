@@ -33,6 +33,7 @@ pub(crate) fn setup(extent: Extent) -> Result<Tools> {
     if extent == Extent::Full {
         rust::install()?;
         beside::install_postgres_13().context("PostgreSQL 13 could not be installed")?;
+        beside::install_consul().context("Consul could not be installed")?;
         python::install_postgres_16_and_18()
             .context("PostgreSQL 16 and 18 could not be installed")?;
         python::install_patroni().context("Patroni could not be installed")?;

@@ -35,6 +35,8 @@ impl Tools {
         ];
         let found = programs.map(|(name, program)| find_program(program).map(|path| (name, path)));
         variables.extend(found.into_iter().flatten());
+        let consul = Some(consul_program()).filter(|program| is_program(program));
+        variables.extend(consul.map(|program| ("SPILO_CONSUL", program)));
         Self { variables }
     }
 
@@ -88,6 +90,11 @@ pub(crate) fn patroni_bin() -> PathBuf {
     tools_directory().join(PATRONI).join("bin")
 }
 
+/// Returns the program of Consul, there or not.
+pub(crate) fn consul_program() -> PathBuf {
+    tools_directory().join(CONSUL).join("usr/bin/consul")
+}
+
 /// Returns the place of what is installed beside the system.
 pub(crate) fn tools_directory() -> PathBuf {
     match std::env::var_os("SPILO_TOOLS_DIR") {
@@ -125,12 +132,14 @@ pub(crate) const ALL: &[&str] = &[
     "SPILO_ETCD",
     "SPILO_ETCDCTL",
     "SPILO_HAPROXY",
+    "SPILO_CONSUL",
 ];
 
 /// Each is named for the recipe that fills it: a change of the recipe is a change of the name.
 pub(crate) const PG13: &str = "postgresql-13-bullseye-1";
 pub(crate) const PG15: &str = "postgresql-15-bookworm-1";
 pub(crate) const PG16_AND_18: &str = "postgresql-16-18-wheel-0.6.0";
+pub(crate) const CONSUL: &str = "consul-1.8-bullseye-1";
 pub(crate) const PATRONI: &str = "patroni-4.1-1";
 
 #[cfg(test)]

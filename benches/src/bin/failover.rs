@@ -13,9 +13,9 @@ use spilo_benches::chance::Chance;
 use spilo_benches::clock::wall_us;
 use spilo_benches::failover::{Contender, Fault, Measure};
 use spilo_benches::idle::Idle;
-use spilo_benches::{Cluster, Kind};
+use spilo_benches::{Cluster, Kind, StoreKind};
 
-/// Runs faults on a real etcd with one writer per node every 10 ms, and prints what each cost.
+/// Runs faults on a real store with one writer per node every 10 ms, and prints what each cost.
 #[derive(Debug, Parser)]
 #[command(name = "failover")]
 struct Options {
@@ -32,6 +32,9 @@ struct Options {
     /// spilo's leases in seconds, one column each; 0 leaves spilo out.
     #[arg(long, value_delimiter = ',', default_value = "10")]
     ttl: Vec<u64>,
+    /// The stores that the clusters agree through, columns of their own each.
+    #[arg(long, value_delimiter = ',', default_value = "etcd")]
+    dcs: Vec<StoreKind>,
     /// Runs the peer as well, at its defaults and at its floor.
     #[arg(long)]
     vs: Option<Peer>,
@@ -93,8 +96,12 @@ async fn run(options: &Options) -> Result<()> {
             (Contender::patroni_floor(), runs),
         ]
     });
-    let mut columns: Vec<Column> = ours
-        .chain(peers.into_iter().flatten())
+    let contenders: Vec<_> = ours.chain(peers.into_iter().flatten()).collect();
+    let on_each_store = options.dcs.iter().flat_map(|store| {
+        let contenders = contenders.iter();
+        contenders.map(|(contender, runs)| (contender.clone().on(*store), *runs))
+    });
+    let mut columns: Vec<Column> = on_each_store
         .map(|(contender, runs)| Column {
             contender,
             runs,
@@ -217,15 +224,15 @@ fn table(columns: &[Column], faults: &[Fault]) -> String {
     });
     add(
         "agent and guard: memory, KiB",
-        &idle(|idle| idle.memory_kib),
+        &idle(|idle| Some(idle.memory_kib)),
     );
     add(
         "agent and guard: idle, µs of CPU a second",
-        &idle(|idle| idle.cpu_us_per_s),
+        &idle(|idle| Some(idle.cpu_us_per_s)),
     );
     add(
         "one empty wake of a thread on this machine, µs of CPU",
-        &idle(|idle| idle.empty_wake_us),
+        &idle(|idle| Some(idle.empty_wake_us)),
     );
     add(
         "etcd calls a minute, three idle nodes",
@@ -274,8 +281,8 @@ fn line(columns: &[Column], name: &str, of: &dyn Fn(&Column) -> Option<Spread>) 
         .collect::<Vec<_>>())
 }
 
-fn idle(pick: fn(&Idle) -> u64) -> impl Fn(&Column) -> Option<Spread> {
-    move |column| Spread::of(column.idle.as_ref().map(pick))
+fn idle(pick: fn(&Idle) -> Option<u64>) -> impl Fn(&Column) -> Option<Spread> {
+    move |column| Spread::of(column.idle.as_ref().and_then(pick))
 }
 
 fn row(cells: &[String]) -> String {

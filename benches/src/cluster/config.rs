@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::{ClusterBuilder, Kind};
-use crate::etcd::Etcd;
 use crate::node::Node;
 use crate::sandbox::Sandbox;
+use crate::store::Store;
 
 impl ClusterBuilder {
     /// Returns the directory of PostgreSQL's programs.
@@ -22,7 +22,7 @@ impl ClusterBuilder {
     }
 
     /// Returns a node's configuration: Patroni's keys, understood by both kinds of agent.
-    pub(super) fn node_config(&self, index: usize, node: &Node, etcd: &Etcd) -> Value {
+    pub(super) fn node_config(&self, index: usize, node: &Node, store: &Store) -> Value {
         let mut config = json!({
             "scope": self.scope,
             "name": node.name(),
@@ -30,10 +30,11 @@ impl ClusterBuilder {
                 "listen": node.rest_address().to_string(),
                 "connect_address": node.rest_address().to_string(),
             },
-            "etcd3": { "hosts": etcd.endpoints() },
             "bootstrap": { "dcs": self.dcs_config(), "initdb": self.initdb_options() },
             "postgresql": postgresql(node),
         });
+        let (section, leads_there) = store.config(index);
+        merge(&mut config, &json!({ section: leads_there }));
         merge(&mut config, &self.overlay);
         for (_, values) in self
             .node_overlays

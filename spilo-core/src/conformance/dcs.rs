@@ -135,10 +135,35 @@ async fn snapshot(dcs: &dyn Dcs) -> RawSnapshot {
     dcs.read().await.expect("a healthy store is read")
 }
 
+/// Acquires a lock that nobody holds.
 async fn acquired(dcs: &dyn Dcs, me: &str, ttl: Duration) -> Lease {
     dcs.acquire(&name(me), ttl)
         .await
         .expect("a free lock is acquired")
+}
+
+/// Acquires a lock whose lease has ended by itself; where the store keeps it back, as soon as it may.
+async fn acquired_after_end(
+    laboratory: &dyn Laboratory,
+    dcs: &dyn Dcs,
+    me: &str,
+    ttl: Duration,
+) -> Lease {
+    let latest = laboratory.elapsed() + dcs.capabilities().lock_delay_max;
+    loop {
+        let result = dcs.acquire(&name(me), ttl).await;
+        let is_kept_back = kind_of(&result) == Some(DcsErrorKind::Conflict)
+            && laboratory.elapsed() < latest
+            && snapshot(dcs).await.leader.is_none();
+        if !is_kept_back {
+            return result.expect("a free lock is acquired");
+        }
+        laboratory.sleep(STEP).await;
+    }
+}
+
+fn kind_of<T>(result: &Result<T, DcsError>) -> Option<DcsErrorKind> {
+    result.as_ref().err().map(DcsError::kind)
 }
 
 fn kind<T>(result: Result<T, DcsError>) -> Result<T, DcsErrorKind> {
@@ -160,6 +185,7 @@ async fn until_free(
     ttl: Duration,
 ) -> Duration {
     let latest = from + ttl + dcs.capabilities().release_slack + MARGIN;
+    // What is kept back is free only later, which `acquired_after_end` waits for.
     while snapshot(dcs).await.leader.is_some() {
         assert!(
             laboratory.elapsed() < latest,

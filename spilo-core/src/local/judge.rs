@@ -108,6 +108,27 @@ pub(super) fn service_record(_: &Value) -> Verdict {
     Verdict::Warn("has no effect: name the endpoints in `etcd3.hosts`".to_owned())
 }
 
+pub(super) fn consistency(value: &Value) -> Verdict {
+    match value.as_str() {
+        Some("consistent") => Verdict::Fine,
+        _ => Verdict::Warn(
+            "has no effect: reads are always `consistent`, since others may show a leader that is \
+             none"
+                .to_owned(),
+        ),
+    }
+}
+
+pub(super) fn checks(value: &Value) -> Verdict {
+    match value {
+        Value::Array(items) if items.is_empty() => Verdict::Fine,
+        _ => Verdict::Warn(
+            "has no effect: a check that fails would end the leader's session before its time"
+                .to_owned(),
+        ),
+    }
+}
+
 /// Judges libpq's ways to connect: what it does anyway, what is merely weaker, and what asks for
 /// more than happens.
 pub(super) fn connection(value: &Value) -> Verdict {

@@ -1,4 +1,4 @@
-//! What the agent serves and whom it talks to: log, REST API, its clients, the store.
+//! What the agent serves and whom it talks to: log, REST API, its clients.
 
 use std::path::PathBuf;
 
@@ -131,18 +131,6 @@ pub struct ClientTls {
     pub key: Option<PathBuf>,
 }
 
-/// The etcd that the cluster agrees through, version 3 of its protocol.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Etcd3 {
-    /// Its members' client URLs; never empty.
-    pub endpoints: Vec<String>,
-    /// Whom to log in as.
-    pub credentials: Option<Credentials>,
-    /// How to speak TLS; used where the URLs say `https`.
-    pub tls: ClientTls,
-}
-
 /// A user's name and password.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
@@ -270,7 +258,7 @@ impl Ctl {
 }
 
 impl ClientTls {
-    fn read(section: &Section<'_>, names: [&str; 3], problems: &mut Problems) -> Self {
+    pub(super) fn read(section: &Section<'_>, names: [&str; 3], problems: &mut Problems) -> Self {
         let [authorities, certificate, key] = names.map(|name| section.file(name));
         if key.is_some() && certificate.is_none() {
             let _missing: Option<()> = section.lacks(names[1], names[2], problems);
@@ -280,46 +268,6 @@ impl ClientTls {
             certificate,
             key,
         }
-    }
-}
-
-impl Etcd3 {
-    pub(super) fn read(section: &Section<'_>, problems: &mut Problems) -> Option<Self> {
-        if !section.exists() {
-            return None;
-        }
-        let tls = ClientTls::read(section, ["cacert", "cert", "key"], problems);
-        let https = section.words("protocol").as_deref() == Some("https");
-        let mut endpoints = Vec::new();
-        for name in ["host", "hosts", "url", "proxy"] {
-            for item in section.list(name).unwrap_or_default() {
-                let parsed = endpoint(&item, https);
-                endpoints.extend(section.valid(name, parsed, problems));
-            }
-        }
-        endpoints.dedup();
-        if endpoints.iter().any(|url| url.starts_with("https")) && tls.authorities.is_none() {
-            problems.error(
-                &section.path("cacert"),
-                ConfigErrorKind::Missing,
-                "is missing, and https needs it: the authorities of the system are not asked"
-                    .to_owned(),
-            );
-        }
-        let named = ["host", "hosts", "url", "proxy"].map(|name| section.value(name).is_some());
-        if !named.contains(&true) {
-            problems.error(
-                &section.path("hosts"),
-                ConfigErrorKind::Missing,
-                "is missing: no endpoint of the store is named".to_owned(),
-            );
-        }
-        let credentials = section.credentials(problems);
-        (!endpoints.is_empty()).then_some(Self {
-            endpoints,
-            credentials,
-            tls,
-        })
     }
 }
 
@@ -347,20 +295,3 @@ pub(super) fn listening(
     };
     (listen, connect)
 }
-
-/// Reads `host`, `host:port` or a URL.
-fn endpoint(text: &str, https: bool) -> Result<String, String> {
-    let (scheme, rest) = match text.split_once("://") {
-        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
-        Some((other, _)) => return Err(format!("has the scheme {other:?}, not http or https")),
-        None => (if https { "https" } else { "http" }, text),
-    };
-    if rest.contains('@') {
-        return Err("has a user in it: use `username` and `password`".to_owned());
-    }
-    let address = Address::parse(rest.trim_end_matches('/'), Some(ETCD_PORT))?;
-    Ok(format!("{scheme}://{address}"))
-}
-
-/// The port that etcd serves clients on.
-const ETCD_PORT: u16 = 2379;

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::*;
@@ -270,6 +272,19 @@ fn what_another_setting_needs_is_missed() {
              asked",
         ),
         (
+            json!({"etcd3": null, "consul": {"url": "https://consul:8501"}}),
+            "consul.cacert: is missing, and https needs it: the authorities of the system are not \
+             asked",
+        ),
+        (
+            json!({"etcd3": null, "consul": {"host": "http://me@consul"}}),
+            "consul.host: has a user in it, which an address may not have",
+        ),
+        (
+            json!({"consul": {"host": "localhost"}}),
+            "consul: is a second store beside `etcd3`: a cluster agrees through one",
+        ),
+        (
             json!({"postgresql": {"use_unix_socket": true}}),
             "postgresql.parameters.unix_socket_directories: must name a directory, since \
              `postgresql.use_unix_socket` needs one",
@@ -281,6 +296,62 @@ fn what_another_setting_needs_is_missed() {
     ] {
         assert_eq!(errors(change), [expected]);
     }
+}
+
+#[test]
+fn consul_is_found_as_patroni_finds_it() {
+    for (section, url) in [
+        (json!({}), "http://127.0.0.1:8500"),
+        (json!({"host": "c1"}), "http://c1:8500"),
+        (json!({"host": "c1:81", "port": 82}), "http://c1:82"),
+        (json!({"host": "c1:81", "verify": false}), "http://c1:81"),
+        (json!({"host": "c1", "port": "82"}), "http://c1:82"),
+        (
+            json!({"host": "c1", "scheme": "https", "cacert": "/ca"}),
+            "https://c1:8500",
+        ),
+        (
+            json!({"url": "http://c2", "host": "c1", "port": 82}),
+            "http://c2:82",
+        ),
+    ] {
+        let parsed = with(json!({"etcd3": null, "consul": section})).unwrap();
+        assert_eq!(parsed.local.etcd3, None);
+        assert_eq!(parsed.local.consul.unwrap().url, url, "{section}");
+    }
+    let all = json!({
+        "etcd3": null,
+        "consul": {
+            "token": "secret", "dc": "dc2", "consistency": "consistent", "checks": [],
+            "verify": true, "register_service": "on", "service_tags": "a,b",
+            "service_check_interval": "1m", "cert": "/c", "key": "/k",
+        },
+    });
+    let parsed = with(all).unwrap();
+    assert_eq!(parsed.warnings, [""; 0]);
+    let consul = parsed.local.consul.unwrap();
+    assert_eq!(consul.token, Some(Secret::new("secret")));
+    assert_eq!(consul.datacenter.as_deref(), Some("dc2"));
+    let service = consul.service.unwrap();
+    assert_eq!(service.tags, ["a", "b"]);
+    assert_eq!(service.check_interval, Duration::from_secs(60));
+    assert_eq!(parsed.shown["consul"]["token"], "***");
+
+    let weaker = json!({
+        "etcd3": null,
+        "consul": {"consistency": "stale", "checks": ["serfHealth"]},
+    });
+    assert_eq!(with(weaker).unwrap().warnings.len(), 2);
+    let endless = json!({"etcd3": null, "consul": {"service_check_interval": "often"}});
+    assert_eq!(
+        errors(endless),
+        ["consul.service_check_interval: must be a span such as `5s` or `1m`, found \"often\""]
+    );
+    let unchecked = json!({
+        "etcd3": null,
+        "consul": {"scheme": "https", "cacert": "/ca", "verify": false},
+    });
+    assert!(errors(unchecked)[0].starts_with("consul.verify: a certificate that nobody checks"));
 }
 
 #[test]
@@ -302,7 +373,7 @@ fn what_decides_who_may_write_and_is_not_built_is_refused() {
         (json!({"watchdog": {"mode": "required"}}), "watchdog.mode"),
         (json!({"watchdog": {"mode": "maybe"}}), "watchdog.mode"),
         (json!({"etcd": {"host": "a:1"}}), "etcd"),
-        (json!({"consul": {}}), "consul"),
+        (json!({"zookeeper": {}}), "zookeeper"),
         (json!({"kubernetes": {}}), "kubernetes"),
         (json!({"citus": {"group": 0}}), "citus"),
         (
@@ -466,16 +537,17 @@ fn the_environment_alone_is_enough() {
 fn an_error_in_a_variable_names_the_variable() {
     let env = BTreeMap::from([
         ("PATRONI_LOG_FILE_NUM".to_owned(), "x".to_owned()),
-        ("PATRONI_CONSUL_HOST".to_owned(), "x".to_owned()),
+        ("PATRONI_ZOOKEEPER_HOSTS".to_owned(), "x".to_owned()),
     ]);
     let found = Local::parse(Value::Object(base()), &env).unwrap_err();
     let text: Vec<_> = found.iter().map(ToString::to_string).collect();
     assert_eq!(
         text,
         [
-            "consul: is not a store that is built in: use `etcd3` (from PATRONI_CONSUL_HOST)",
             "log.file_num: must be an integer from 0 to 2147483647, found \"x\" (from \
              PATRONI_LOG_FILE_NUM)",
+            "zookeeper: is not a store that is built in: use `etcd3` or `consul` (from \
+             PATRONI_ZOOKEEPER_HOSTS)",
         ]
     );
 }

@@ -6,9 +6,9 @@ use spilo_core::dcs::{DcsErrorKind, Entry, Expect, Key, LeaderRecord, Lease, Raw
 use spilo_core::{DcsError, Epoch, Revision};
 
 use super::Etcd;
-use super::keys::Place;
 use super::lane::{Effect, Lane, Request};
 use super::lease::{Secret, lease_put};
+use crate::place::Place;
 
 impl Etcd {
     pub(super) async fn read_snapshot(&self) -> Result<RawSnapshot, DcsError> {

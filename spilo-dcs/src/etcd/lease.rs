@@ -217,30 +217,6 @@ impl Etcd {
         ]
     }
 
-    /// Grants a lease of an id that nobody used before; asked again, it grants another.
-    pub(super) async fn grant(
-        &self,
-        lane: &Lane,
-        request: &Request,
-        ttl: Duration,
-        new_id: impl Fn() -> i64 + Send + Sync,
-    ) -> Result<i64, DcsError> {
-        let seconds = seconds(ttl);
-        let answer: LeaseGrantResponse = lane
-            .call(request, |client| {
-                // Each try has an id of its own: etcd refuses one that it has seen, and a try
-                // without an answer leaves a lease that nothing hangs on.
-                let options = LeaseGrantOptions::new().with_id(new_id());
-                Box::pin(async move { client.lease_client().grant(seconds, Some(options)).await })
-            })
-            .await?;
-        if answer.ttl() < seconds {
-            let problem = format!("etcd granted {} s instead of {seconds} s", answer.ttl());
-            return Err(request.error(DcsErrorKind::Refused, problem));
-        }
-        Ok(answer.id())
-    }
-
     /// Ends a lease; one that does not exist has ended.
     pub(super) async fn revoke(&self, request: &Request, id: i64) -> Result<(), DcsError> {
         let revoked: Result<Unchecked<LeaseRevokeResponse>, _> = self
@@ -267,7 +243,8 @@ impl Etcd {
         let grant = request.then(format!("{}: get a lease", request.action), request.effect);
         // A grant without an answer leaves no doubt about the lock: no key was sent.
         let granted = self
-            .grant(&self.lease_lane, &grant, ttl, || self.ids.remembered())
+            .lease_lane
+            .grant(&grant, ttl, || self.ids.remembered())
             .await;
         let id = granted.map_err(|error| match error.kind() {
             DcsErrorKind::Indeterminate => grant
@@ -312,6 +289,49 @@ impl Etcd {
         }
         .write();
         Ok(Lease { epoch, secret, ttl })
+    }
+}
+
+impl Lane {
+    /// Grants a lease of an id that nobody used before; asked again, it grants another.
+    pub(super) async fn grant(
+        &self,
+        request: &Request,
+        ttl: Duration,
+        new_id: impl Fn() -> i64 + Send + Sync,
+    ) -> Result<i64, DcsError> {
+        let seconds = seconds(ttl);
+        let answer: LeaseGrantResponse = self
+            .call(request, |client| {
+                // Each try has an id of its own: etcd refuses one that it has seen, and a try
+                // without an answer leaves a lease that nothing hangs on.
+                let options = LeaseGrantOptions::new().with_id(new_id());
+                Box::pin(async move { client.lease_client().grant(seconds, Some(options)).await })
+            })
+            .await?;
+        if answer.ttl() < seconds {
+            let problem = format!("etcd granted {} s instead of {seconds} s", answer.ttl());
+            return Err(request.error(DcsErrorKind::Refused, problem));
+        }
+        Ok(answer.id())
+    }
+
+    /// Renews a lease by one message; returns whether it still exists.
+    pub(super) async fn renewed(&self, request: &Request, lease_id: i64) -> Result<bool, DcsError> {
+        let renewed: Result<Unchecked<()>, _> = self
+            .call(request, |client| {
+                Box::pin(async move {
+                    // One message and no open stream: it is needed once in many seconds.
+                    client.lease_client().keep_alive(lease_id).await?;
+                    Ok::<_, Error>(Unchecked(()))
+                })
+            })
+            .await;
+        match renewed {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == DcsErrorKind::Conflict => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 

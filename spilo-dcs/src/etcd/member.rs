@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use etcd_client::{Error, Txn};
+use etcd_client::Txn;
 use spilo_core::dcs::DcsErrorKind;
 use spilo_core::{DcsError, MemberName, Revision};
 
 use super::Etcd;
 use super::documents::{revision, transact};
 use super::lane::{Effect, Request, held};
-use super::lease::{Unchecked, lease_put};
+use super::lease::lease_put;
 
 /// What this handle announced last.
 #[derive(Clone, Debug)]
@@ -34,11 +34,12 @@ impl Etcd {
         let known = held(&self.announced).clone();
         let known = known.filter(|known| known.name == *me && known.ttl == ttl);
         let mut announced = match known {
-            Some(known) if self.renewed(&request, known.lease_id).await? => known,
+            Some(known) if self.is_renewed(&request, known.lease_id).await? => known,
             _ => {
                 let grant = request.then("get a lease for the member", Effect::Repeatable);
                 let lease_id = self
-                    .grant(&self.write_lane, &grant, ttl, || self.ids.next())
+                    .write_lane
+                    .grant(&grant, ttl, || self.ids.next())
                     .await?;
                 Announced {
                     name: me.clone(),
@@ -101,23 +102,8 @@ impl Etcd {
         }
     }
 
-    /// Renews the member's lease; returns whether it still exists.
-    async fn renewed(&self, request: &Request, lease_id: i64) -> Result<bool, DcsError> {
+    async fn is_renewed(&self, request: &Request, lease_id: i64) -> Result<bool, DcsError> {
         let request = request.then("renew the member's lease", Effect::Repeatable);
-        let renewed: Result<Unchecked<()>, _> = self
-            .write_lane
-            .call(&request, |client| {
-                Box::pin(async move {
-                    // One message and no open stream: it is needed once in many seconds.
-                    client.lease_client().keep_alive(lease_id).await?;
-                    Ok::<_, Error>(Unchecked(()))
-                })
-            })
-            .await;
-        match renewed {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == DcsErrorKind::Conflict => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.write_lane.renewed(&request, lease_id).await
     }
 }

@@ -9,9 +9,10 @@ use tokio::time::{sleep, timeout};
 
 use super::Etcd;
 use super::documents::revision;
-use super::keys::{Keys, Place};
 use super::lane::{Effect, held};
 use super::lease::Unchecked;
+use crate::keys::Keys;
+use crate::place::Place;
 
 /// A watch that stays open from one change to the next.
 pub(super) struct Watch {

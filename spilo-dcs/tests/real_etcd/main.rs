@@ -3,6 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "what helps a test fails as a test does")]
 
+#[cfg(feature = "tls")]
+#[path = "../certificates/certificates.rs"]
+mod certificates;
+#[cfg(feature = "discovery")]
+mod clusters;
 mod faults;
 mod layout;
 mod login;

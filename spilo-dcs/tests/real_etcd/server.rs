@@ -168,11 +168,7 @@ impl EtcdCluster {
 
     /// Runs etcdctl against all members and returns what it prints.
     pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
-        let binary = std::env::var_os("SPILO_ETCD").map_or_else(
-            || "etcdctl".into(),
-            |etcd| PathBuf::from(etcd).with_file_name("etcdctl"),
-        );
-        let output = Command::new(binary)
+        let output = Command::new(Self::etcdctl())
             .env("ETCDCTL_API", "3")
             .arg(format!("--endpoints={}", self.endpoints().join(",")))
             .args(arguments)
@@ -181,6 +177,30 @@ impl EtcdCluster {
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "etcdctl {arguments:?}: {errors}");
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs etcdctl with a value that is too long for an argument.
+    #[cfg(feature = "discovery")]
+    pub(crate) fn ctl_with_input(&self, arguments: &[&str], input: &str) {
+        let mut child = Command::new(Self::etcdctl())
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.endpoints().join(",")))
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("etcdctl runs; `cargo xtask setup` installs it");
+        let mut stdin = child.stdin.take().unwrap();
+        std::io::Write::write_all(&mut stdin, input.as_bytes()).unwrap();
+        drop(stdin);
+        assert!(child.wait().unwrap().success(), "etcdctl {arguments:?}");
+    }
+
+    fn etcdctl() -> PathBuf {
+        std::env::var_os("SPILO_ETCD").map_or_else(
+            || "etcdctl".into(),
+            |etcd| PathBuf::from(etcd).with_file_name("etcdctl"),
+        )
     }
 
     fn logs(&self) -> String {

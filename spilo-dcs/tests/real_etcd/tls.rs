@@ -1,7 +1,5 @@
 //! etcd that takes TLS, and wants a certificate of its clients.
 
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,6 +8,7 @@ use spilo_core::{Dcs as _, MemberName, Scope};
 use spilo_dcs::etcd::EtcdTls;
 use spilo_dcs::{Etcd, EtcdOptions};
 
+use crate::certificates::{authority, certificate};
 use crate::server::EtcdCluster;
 
 #[tokio::test]
@@ -100,43 +99,4 @@ fn with(cluster: &EtcdCluster, tls: EtcdTls) -> EtcdOptions {
     let mut options = cluster.options();
     options.tls = Some(tls);
     options
-}
-
-fn authority(directory: &Path, name: &str) {
-    openssl(
-        directory,
-        &format!(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
-         -subj /CN={name} -keyout {name}.key -out {name}.crt"
-        ),
-    );
-}
-
-fn certificate(directory: &Path, name: &str) {
-    let extensions = "subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n";
-    std::fs::write(directory.join("extensions"), extensions).unwrap();
-    openssl(
-        directory,
-        &format!(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes \
-         -subj /CN={name} -keyout {name}.key -out {name}.csr"
-        ),
-    );
-    openssl(
-        directory,
-        &format!(
-            "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
-         -extfile extensions -out {name}.crt"
-        ),
-    );
-}
-
-fn openssl(directory: &Path, arguments: &str) {
-    let status = Command::new("openssl")
-        .current_dir(directory)
-        .args(arguments.split_whitespace())
-        .stderr(Stdio::null())
-        .status()
-        .expect("openssl runs; `cargo xtask setup` installs it");
-    assert!(status.success(), "openssl {arguments}");
 }

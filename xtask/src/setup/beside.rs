@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use super::packages::source_files;
 use super::sources::{codename, own_source};
 use super::{has_postgres, probe};
-use crate::shell::{command, quietly};
+use crate::shell::{command, is_program, quietly};
 use crate::terminal::warn;
-use crate::tools::{PG13, PG15, tools_directory};
+use crate::tools::{CONSUL, PG13, PG15, consul_program, tools_directory};
 
 /// Fills a directory of the tools, and puts it into place only when it is whole.
 ///
@@ -54,6 +54,25 @@ pub(super) fn install_postgres_13() -> Result<()> {
 pub(super) fn install_postgres_15() -> Result<()> {
     let own = ["libicu72", "libldap-2.5-0", "libffi8"];
     install_postgres(15, PG15, "bookworm", &own)
+}
+
+/// Unpacks Consul from Debian 11, the last release that had it: one program that needs nothing.
+///
+/// # Errors
+/// When the mirror does not serve that release, or the program does not work here.
+pub(super) fn install_consul() -> Result<()> {
+    let program = consul_program();
+    if is_program(&program) {
+        return Ok(());
+    }
+    make(CONSUL, "Consul", |directory| {
+        let apt = Apt::new(&directory.with_file_name("apt"), "bullseye")?;
+        for archive in apt.download(&["consul"])? {
+            quietly(command("dpkg-deb").arg("-x").arg(archive).arg(directory))?;
+        }
+        quietly(command(directory.join("usr/bin/consul")).arg("version"))?;
+        Ok(())
+    })
 }
 
 /// Unpacks a version of PostgreSQL from the release that had it, with the `libraries` that later

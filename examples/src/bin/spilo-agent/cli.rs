@@ -63,7 +63,8 @@ Examples:
   explain /var/lib/spilo/journal      # what the node decided, and why
   kill -USR1 $(pidof spilo-agent)     # then start the new version
 
-A configuration for one node, complete but for certificates:
+A configuration for one node, complete but for certificates; instead of etcd3 it may say
+consul: {host: 127.0.0.1:8500}, with token, scheme, cacert, cert and key:
   scope: demo
   name: node-1
   etcd3:

@@ -54,11 +54,12 @@ fn load(config: Option<&Path>, env: &Env) -> Result<Parsed, Faults> {
     let (document, env) = document(config, env).map_err(|e| Faults(vec![format!("{e:#}")]))?;
     let parsed = Local::parse(document, &env);
     let no_store = || {
-        let problem = "is missing: the cluster agrees through etcd, so say where it is";
+        let problem =
+            "is missing: the cluster agrees through etcd, so say where it is (or `consul`)";
         ConfigError::new(ConfigErrorKind::Missing, "etcd3", problem)
     };
     match parsed {
-        Ok(parsed) if parsed.local.etcd3.is_some() => Ok(parsed),
+        Ok(parsed) if parsed.local.etcd3.is_some() || parsed.local.consul.is_some() => Ok(parsed),
         Ok(_) => Err(Faults(vec![no_store().to_string()])),
         Err(errors) => Err(Faults(errors.iter().map(ToString::to_string).collect())),
     }
@@ -94,6 +95,9 @@ fn files(local: &mut Local) -> impl Iterator<Item = &mut PathBuf> {
     named.extend(client(&mut local.ctl.tls));
     if let Some(etcd3) = &mut local.etcd3 {
         named.extend(client(&mut etcd3.tls));
+    }
+    if let Some(consul) = &mut local.consul {
+        named.extend(client(&mut consul.tls));
     }
     named.into_iter().flatten()
 }
@@ -265,7 +269,9 @@ postgresql:
         let faults = load(Some(dir.path()), &Env::new()).unwrap_err().0;
         assert_eq!(
             faults,
-            ["etcd3: is missing: the cluster agrees through etcd, so say where it is"]
+            [
+                "etcd3: is missing: the cluster agrees through etcd, so say where it is (or `consul`)"
+            ]
         );
     }
 }

@@ -200,6 +200,11 @@ fn files(local: &Local) -> Vec<String> {
         named.push(("etcd3.cert", etcd.tls.certificate.as_ref()));
         named.push(("etcd3.key", etcd.tls.key.as_ref()));
     }
+    if let Some(consul) = &local.consul {
+        named.push(("consul.cacert", consul.tls.authorities.as_ref()));
+        named.push(("consul.cert", consul.tls.certificate.as_ref()));
+        named.push(("consul.key", consul.tls.key.as_ref()));
+    }
     let custom = local.postgresql.custom_conf.as_ref();
     // A relative one is found by PostgreSQL, beside configuration files that may not exist yet.
     let custom = custom.filter(|file| file.is_absolute());

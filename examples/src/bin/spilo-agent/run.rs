@@ -12,7 +12,6 @@ use spilo_core::local::{Local, Parsed};
 use spilo_core::machine::{Exit, Identity, Order};
 use spilo_core::status::Status;
 use spilo_core::{Clock, Cluster, Dcs, Peers};
-use spilo_dcs::Etcd;
 use spilo_pg::{BootClock, GuardKeeper, LocalServer};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -78,8 +77,7 @@ async fn node(
     let identity = wiring::identity(&local)?;
     let listeners = wiring::listeners(&local.restapi.listen)?;
     let tls = wiring::server_tls(&local)?;
-    let etcd3 = local.etcd3.as_ref().context("etcd3: is missing")?;
-    let dcs: Arc<dyn Dcs> = Arc::new(Etcd::new(wiring::etcd(&local, etcd3))?);
+    let dcs = wiring::store(&local)?;
     let peers = Arc::new(HttpPeers::new(wiring::peers(&local))?);
     let (postgres, api) = (wiring::postgres(&local)?, wiring::api(&local)?);
     alone(&identity, dcs.as_ref(), peers.as_ref()).await?;

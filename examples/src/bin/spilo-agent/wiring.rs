@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use spilo_api::{Access, ApiOptions, HttpPeers, PeerOptions, ServerTls, ServerTlsOptions};
-use spilo_core::DynamicConfig;
-use spilo_core::local::{Credentials, Etcd3, Listen, Local, Role, ServerTokens, VerifyClient};
+use spilo_core::local::{
+    self, Credentials, Etcd3, Listen, Local, Role, ServerTokens, VerifyClient,
+};
 use spilo_core::machine::Identity;
+use spilo_core::{Dcs, DynamicConfig};
+use spilo_dcs::consul::{ConsulTls, Registration};
 use spilo_dcs::etcd::EtcdTls;
-use spilo_dcs::{Etcd, EtcdOptions};
+use spilo_dcs::{Consul, ConsulOptions, Etcd, EtcdOptions};
 use spilo_pg::{GuardOptions, LocalOptions};
 
 /// Makes everything that a start makes out of the settings and changes nothing; returns what
@@ -27,15 +30,15 @@ pub(crate) fn check(local: &Local) -> Vec<String> {
     note(api(local).and_then(|options| options.check().context("restapi")));
     // Members are shown the server's certificate where there is no other, and it is one fault.
     note(server_tls(local).and_then(|_| asking(peers(local)).context("ctl, restapi")));
+    note(store(local).map(drop));
     if let Some(etcd3) = &local.etcd3 {
-        let store = Etcd::new(etcd(local, etcd3)).map(drop).context("etcd3");
         // By itself it looks at its certificate when it connects, and then tries for ever. Of the
         // authorities it skips what it cannot read, which is not for this check to refuse.
         let mut alike = PeerOptions::default();
         alike.insecure = true;
         alike.certificate.clone_from(&etcd3.tls.certificate);
         alike.key.clone_from(&etcd3.tls.key);
-        note(store.and_then(|()| asking(alike).context("etcd3")));
+        note(asking(alike).context("etcd3"));
     }
     faults
 }
@@ -67,13 +70,65 @@ pub(crate) fn identity(local: &Local) -> Result<Identity> {
     })
 }
 
+/// Returns the store that the cluster agrees through, without connecting.
+pub(crate) fn store(local: &Local) -> Result<Arc<dyn Dcs>> {
+    match (&local.etcd3, &local.consul) {
+        (Some(etcd3), _) => {
+            let etcd = Etcd::new(etcd(local, etcd3)).context("etcd3")?;
+            Ok(Arc::new(etcd))
+        }
+        (None, Some(section)) => {
+            let consul = Consul::new(consul(local, section)).context("consul")?;
+            Ok(Arc::new(consul))
+        }
+        (None, None) => bail!("there is neither `etcd3` nor `consul`"),
+    }
+}
+
+/// Returns how long a request to the store may take: one that hangs must leave time for another
+/// one before the lease is over.
+fn request_timeout(local: &Local) -> Duration {
+    let ttl = DynamicConfig::seed(&local.bootstrap.dcs).map(|seed| seed.ttl);
+    ttl.unwrap_or(REQUEST * 4).div_f32(4.0).min(REQUEST)
+}
+
+/// Returns how Consul is reached.
+fn consul(local: &Local, section: &local::Consul) -> ConsulOptions {
+    let mut options = ConsulOptions::new(local.scope.clone(), &section.url);
+    options.namespace.clone_from(&local.namespace);
+    options.request_timeout = request_timeout(local);
+    options.token = section
+        .token
+        .as_ref()
+        .map(|token| token.expose().to_owned());
+    options.datacenter.clone_from(&section.datacenter);
+    options.registration = section.service.as_ref().map(|service| {
+        let mut registration = Registration::default();
+        registration.tags.clone_from(&service.tags);
+        registration.check_interval = service.check_interval;
+        registration
+            .tls_server_name
+            .clone_from(&service.tls_server_name);
+        registration
+    });
+    options.tls = section.tls.authorities.as_ref().map(|ca| {
+        let tls = ConsulTls::new(ca);
+        match &section.tls.certificate {
+            Some(certificate) => {
+                let key = section.tls.key.as_ref().unwrap_or(certificate);
+                tls.with_identity(certificate, key)
+            }
+            None => tls,
+        }
+    });
+    options
+}
+
 /// Returns how etcd is reached.
-pub(crate) fn etcd(local: &Local, etcd3: &Etcd3) -> EtcdOptions {
+fn etcd(local: &Local, etcd3: &Etcd3) -> EtcdOptions {
     let mut options = EtcdOptions::new(local.scope.clone(), etcd3.endpoints.iter().cloned());
     options.namespace.clone_from(&local.namespace);
-    // A request that hangs must leave time for another one before the lease is over.
-    let ttl = DynamicConfig::seed(&local.bootstrap.dcs).map(|seed| seed.ttl);
-    options.request_timeout = ttl.unwrap_or(REQUEST * 4).div_f32(4.0).min(REQUEST);
+    options.request_timeout = request_timeout(local);
     options.user = etcd3
         .credentials
         .as_ref()
@@ -114,12 +169,8 @@ pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
     options.pg_ident.clone_from(&from.pg_ident);
     options.recovery_conf = from.recovery_conf.clone();
     options.custom_conf.clone_from(&from.custom_conf);
-    let arguments = |options: &[spilo_core::local::ToolOption]| {
-        options
-            .iter()
-            .map(spilo_core::local::ToolOption::argument)
-            .collect()
-    };
+    let arguments =
+        |options: &[local::ToolOption]| options.iter().map(local::ToolOption::argument).collect();
     options.initdb = arguments(&local.bootstrap.initdb);
     options.basebackup = arguments(&from.basebackup);
     options.bootstrap_pg_hba.clone_from(&local.bootstrap.pg_hba);

@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::super::waiting::{Boxed, all, either};
 use super::{
-    Laboratory, MARGIN, STEP, acquired, bytes, kind, name, shortest, snapshot, until_free, value,
+    Laboratory, MARGIN, STEP, acquired, acquired_after_end, bytes, kind, name, shortest, snapshot,
+    until_free, value,
 };
 use crate::dcs::{Dcs, DcsErrorKind, Entry, Expect, Key, RawSnapshot};
 use crate::ids::Revision;
@@ -28,7 +29,7 @@ pub async fn a_deposed_leader_cannot_write(laboratory: &dyn Laboratory) {
         Err(DcsErrorKind::Conflict),
         "nobody holds the lock"
     );
-    let new = acquired(&*b, "b", Duration::from_secs(60)).await;
+    let new = acquired_after_end(laboratory, &*b, "b", Duration::from_secs(60)).await;
     let refused = kind(a.put(Key::Status, bytes("3"), by_old).await);
     assert_eq!(
         refused,

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::super::waiting::{Boxed, all};
 use super::{
-    Laboratory, MARGIN, STEP, acquired, assert_holds, bytes, kind, name, shortest, snapshot,
-    until_free, value,
+    Laboratory, MARGIN, STEP, acquired, acquired_after_end, assert_holds, bytes, kind, name,
+    shortest, snapshot, until_free, value,
 };
 use crate::dcs::{DcsError, DcsErrorKind, Expect, Key, LeaseSecret};
 use crate::ids::Epoch;
@@ -65,7 +65,7 @@ pub async fn a_succession_lasts_for_a_ttl_of_its_own(laboratory: &dyn Laboratory
     let (old, new) = (laboratory.node().await, laboratory.node().await);
     let ttl = shortest(&*old);
     for earlier in [ttl, LONG] {
-        let lease = acquired(&*old, "a", earlier).await;
+        let lease = acquired_after_end(laboratory, &*old, "a", earlier).await;
         laboratory.sleep(ttl / 2).await;
         let sent = laboratory.elapsed();
         let next = new.succeed(&lease.secret, &name("a"), ttl).await;
@@ -118,7 +118,7 @@ pub async fn a_lease_that_nobody_renews_ends_at_its_ttl_and_not_before(
         kind(a.release(&lease, bytes("x")).await),
         Err(DcsErrorKind::Conflict)
     );
-    acquired(&*b, "b", ttl).await;
+    acquired_after_end(laboratory, &*b, "b", ttl).await;
 }
 
 /// An epoch given up is never held again: each later holding has a greater one, which is the
@@ -331,7 +331,7 @@ pub async fn a_claim_to_initialize_goes_with_its_lease(laboratory: &dyn Laborato
     );
 
     let from = laboratory.elapsed();
-    let lease = acquired(&*b, "b", ttl).await;
+    let lease = acquired_after_end(laboratory, &*b, "b", ttl).await;
     b.claim_initialize(&lease)
         .await
         .expect("the next holder claims");
@@ -343,7 +343,7 @@ pub async fn a_claim_to_initialize_goes_with_its_lease(laboratory: &dyn Laborato
     until_free(laboratory, &*b, from, ttl).await;
     assert_eq!(value(&snapshot(&*b).await, Key::Initialize), Some(id));
 
-    let lease = acquired(&*a, "a", LONG).await;
+    let lease = acquired_after_end(laboratory, &*a, "a", LONG).await;
     assert_eq!(
         kind(a.claim_initialize(&lease).await),
         Err(DcsErrorKind::Conflict),
@@ -357,6 +357,9 @@ pub async fn a_claim_to_initialize_goes_with_its_lease(laboratory: &dyn Laborato
         .expect("the holder releases");
     let left = value(&snapshot(&*b).await, Key::Initialize);
     assert_eq!(left, None, "a claim goes with the lease that is given up");
+    let lease = acquired(&*b, "b", LONG).await;
+    let claimed = b.claim_initialize(&lease).await;
+    claimed.expect("what was given up may be claimed at once");
 }
 
 /// Longer than any test.

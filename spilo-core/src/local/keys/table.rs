@@ -127,7 +127,26 @@ pub(in crate::local) const KEYS: &[Key] = &[
         Any,
         Refused("speaks the old etcd v2 protocol: use `etcd3` with the same keys"),
     ),
-    key("consul", Any, Refused(OTHER_STORE)),
+    key("consul.host", Text, Built),
+    key("consul.port", Integer(1, 65_535), Built),
+    key("consul.url", Text, Built),
+    key("consul.scheme", Choice(&["http", "https"]), Built),
+    key("consul.token", Secret, Built),
+    key("consul.dc", Text, Built),
+    key("consul.cacert", Text, Built),
+    key("consul.cert", Text, Built),
+    key("consul.key", Text, Built),
+    key("consul.verify", Flag, Built),
+    key(
+        "consul.consistency",
+        Choice(&["default", "consistent", "stale"]),
+        Judged(judge::consistency),
+    ),
+    key("consul.checks", List, Judged(judge::checks)),
+    key("consul.register_service", Flag, Built),
+    key("consul.service_tags", List, Built),
+    key("consul.service_check_interval", Text, Built),
+    key("consul.service_check_tls_server_name", Text, Built),
     key("zookeeper", Any, Refused(OTHER_STORE)),
     key("exhibitor", Any, Refused(OTHER_STORE)),
     key("kubernetes", Any, Refused(OTHER_STORE)),
@@ -452,7 +471,7 @@ const OWN_NAMES: &str =
 const NO_CERTIFICATES: &str =
     "connecting by certificates of one's own is not built, and the role would not get in";
 const PLAIN_LINES: &str = "lines keep their default form";
-const OTHER_STORE: &str = "is not a store that is built in: use `etcd3`";
+const OTHER_STORE: &str = "is not a store that is built in: use `etcd3` or `consul`";
 const AS_DYNAMIC: &str =
     "decides who may connect by role, and is not built: use `postgresql.pg_hba`";
 const BY_ROLE: &str = "the same parameters hold in every role";

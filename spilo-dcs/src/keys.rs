@@ -3,68 +3,61 @@
 use spilo_core::Scope;
 use spilo_core::dcs::Key;
 
+use crate::place::{Place, place};
+
 /// The keys of one cluster.
 #[derive(Clone, Debug)]
-pub(super) struct Keys {
+pub(crate) struct Keys {
     base: String,
 }
 
-/// What stands at a key below the cluster's own.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    Leader,
-    Member(String),
-    Document(Key),
-}
-
 impl Keys {
-    pub(super) fn new(namespace: &str, scope: &Scope) -> Self {
-        let parts = namespace
-            .split('/')
-            .chain([scope.as_str()])
-            .filter(|part| !part.is_empty());
-        let mut base = String::new();
-        for part in parts {
-            base.push('/');
-            base.push_str(part);
+    /// Returns the keys below `/<namespace>/<scope>/`.
+    pub(crate) fn new(namespace: &str, scope: &Scope) -> Self {
+        Self {
+            base: format!("{}{scope}/", root(namespace)),
         }
-        base.push('/');
-        Self { base }
+    }
+
+    /// Returns the same keys without the slash that they begin with, as Consul has them.
+    #[cfg(feature = "consul")]
+    pub(crate) fn without_root(mut self) -> Self {
+        self.base.remove(0);
+        self
     }
 
     /// Returns what all keys of the cluster begin with, and no key of another.
-    pub(super) fn base(&self) -> &str {
+    pub(crate) fn base(&self) -> &str {
         &self.base
     }
 
-    pub(super) fn leader(&self) -> String {
+    pub(crate) fn leader(&self) -> String {
         format!("{}leader", self.base)
     }
 
-    pub(super) fn member(&self, name: &str) -> String {
+    pub(crate) fn member(&self, name: &str) -> String {
         format!("{}members/{name}", self.base)
     }
 
-    pub(super) fn document(&self, key: Key) -> String {
+    pub(crate) fn document(&self, key: Key) -> String {
         format!("{}{}", self.base, key.path())
     }
 
     /// Returns what stands at `key`; `None` for a key that is not ours, deeper ones among them
     /// (Citus keeps its groups there).
-    pub(super) fn place(&self, key: &[u8]) -> Option<Place> {
-        let path = std::str::from_utf8(key).ok()?.strip_prefix(&self.base)?;
-        if path == "leader" {
-            return Some(Place::Leader);
-        }
-        if let Some(name) = path.strip_prefix("members/") {
-            let valid = !name.is_empty() && !name.contains('/');
-            return valid.then(|| Place::Member(name.to_owned()));
-        }
-        Key::ALL
-            .into_iter()
-            .find(|key| key.path() == path)
-            .map(Place::Document)
+    pub(crate) fn place(&self, key: &[u8]) -> Option<Place> {
+        place(std::str::from_utf8(key).ok()?.strip_prefix(&self.base)?)
     }
+}
+
+/// Returns what all keys of a namespace begin with.
+pub(crate) fn root(namespace: &str) -> String {
+    let mut root = "/".to_owned();
+    for part in namespace.split('/').filter(|part| !part.is_empty()) {
+        root.push_str(part);
+        root.push('/');
+    }
+    root
 }
 
 #[cfg(test)]
@@ -86,6 +79,15 @@ mod tests {
             keys("a").document(Key::LegacyOptime),
             "/a/demo/optime/leader"
         );
+    }
+
+    #[cfg(feature = "consul")]
+    #[test]
+    fn consul_has_no_root() {
+        let keys = keys("/foo/").without_root();
+        assert_eq!(keys.leader(), "foo/demo/leader");
+        assert_eq!(keys.place(b"foo/demo/leader"), Some(Place::Leader));
+        assert_eq!(keys.place(b"/foo/demo/leader"), None);
     }
 
     #[test]
