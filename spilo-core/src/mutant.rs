@@ -85,6 +85,8 @@ mutants! {
     DeadlineOnRequest,
     /// A promotion that failed is taken for one that was never ordered.
     PromotionOrderForgotten,
+    /// What a server was seen to be before it was made a primary counts afterwards.
+    OldLookTrusted,
     /// A snapshot from the past is taken.
     StaleSnapshot,
     /// Writes begin before the store has the record of the holding.

@@ -80,9 +80,12 @@ impl<'a> View<'a> {
         if self.facts.pg.as_ref().map(|seen| seen.at) < self.facts.fenced_at {
             return false;
         }
+        if self.facts.promotion_ordered {
+            return true;
+        }
         match &pg.server {
             Server::Down => false,
-            Server::Running(running) => running.is_primary() || self.facts.promotion_ordered,
+            Server::Running(running) => running.is_primary(),
             Server::Busy { .. } | Server::Hung { .. } => match &pg.data {
                 DataDir::Ready(control) => !control.standby,
                 DataDir::Unfinished(op) => *op == PgOpKind::Bootstrap,

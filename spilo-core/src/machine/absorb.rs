@@ -355,7 +355,8 @@ impl Machine {
             facts.armed = None;
         }
         let promoted = status.running().is_some_and(Running::is_primary);
-        if status.server == Server::Down || promoted {
+        // Not by a look that began before: a server that was down then may have been started since.
+        if (status.server == Server::Down || promoted) && at >= facts.settled_at {
             facts.promotion_ordered = false;
         }
         if !status.running().is_some_and(Running::is_primary) && facts.op.is_none() {
@@ -397,6 +398,8 @@ impl Machine {
         let kind = running.op.kind();
         match result {
             Ok(()) => {
+                facts.promotion_ordered |=
+                    running.op.makes_primary() && !planted(Mutant::OldLookTrusted);
                 facts.failures.remove(&kind);
                 match running.op {
                     PgOp::HandOver { candidate } => {
@@ -426,11 +429,11 @@ impl Machine {
             }
             Err(_) if running.cancelled => {
                 facts.promotion_ordered |=
-                    running.op == PgOp::Promote && !planted(Mutant::PromotionOrderForgotten);
+                    running.op.makes_primary() && !planted(Mutant::PromotionOrderForgotten);
             }
             Err(failure) => {
                 facts.promotion_ordered |=
-                    running.op == PgOp::Promote && !planted(Mutant::PromotionOrderForgotten);
+                    running.op.makes_primary() && !planted(Mutant::PromotionOrderForgotten);
                 let times = facts.failures.get(&kind).map_or(0, |f| f.times);
                 let failure = OpFailure {
                     at: facts.now,

@@ -105,8 +105,8 @@ pub struct Facts {
     pub handed_over: Option<HandedOver>,
     /// A primary that was promoted and has not checkpointed since.
     pub checkpoint_pending: bool,
-    /// Whether a server was ordered to become a primary and has not: the operation failed or was
-    /// stopped, and the order stands for as long as the server lives.
+    /// Whether a server was ordered to become a primary, and no look since the operation ended shows
+    /// what came of it. One that failed or was stopped stands for as long as the server lives.
     pub promotion_ordered: bool,
     /// When this node last became a primary, and from where: for the `history` key.
     pub promoted: bool,

@@ -323,6 +323,32 @@ fn a_promotion_that_was_ordered_counts_as_a_writer_while_its_server_lives() {
 }
 
 #[test]
+fn a_server_that_was_promoted_counts_as_a_writer_until_somebody_looks() {
+    let mut trace = trace();
+    trace.acquire();
+    let order = trace.commands.iter().find_map(|command| match command {
+        Command::StartOp(id, crate::pg::PgOp::Promote) => Some(*id),
+        _ => None,
+    });
+    // It has worked, and from then on no look at the data is answered.
+    trace.step(1, Event::OpEnded(order.expect("it promotes"), Ok(())));
+    trace.commands.clear();
+    trace.snapshot(free(35, None));
+    assert!(!trace.machine.status().cannot_write());
+    let mut fenced = false;
+    for _ in 0..240 {
+        trace.step(50, Event::Tick);
+        assert!(!trace.machine.status().cannot_write());
+        fenced |= trace.commands.contains(&Command::Fence);
+        trace.commands.clear();
+        if fenced {
+            return;
+        }
+    }
+    panic!("it is fenced when the permission ends: {}", trace.rule());
+}
+
+#[test]
 fn a_member_of_another_cluster_at_a_reused_address_is_neither_heard_nor_promised_anything() {
     let mut trace = asked_after_it_vanished();
     let stranger = PeerStatus {
