@@ -87,6 +87,8 @@ mutants! {
     PromotionOrderForgotten,
     /// What a server was seen to be before it was made a primary counts afterwards.
     OldLookTrusted,
+    /// A standby whose guard keeps a permission counts as nobody who may begin to write.
+    LeftOrderForgotten,
     /// A snapshot from the past is taken.
     StaleSnapshot,
     /// Writes begin before the store has the record of the holding.

@@ -41,8 +41,8 @@ pub struct Status {
     pub config: Arc<DynamicConfig>,
     /// Its tags.
     pub tags: Map<String, Value>,
-    /// Whether an operation is under way that makes a primary, or the guard has not yet said
-    /// whether it keeps a permission from before.
+    /// Whether an operation is under way that makes a primary, or nobody has looked since one ended,
+    /// or the guard keeps a permission for a server that lives, or does not say whether it does.
     pub may_become_primary: bool,
     /// Whether it stays primary by consent of the members, without the store.
     pub failsafe_active: bool,

@@ -359,7 +359,7 @@ impl Machine {
         if (status.server == Server::Down || promoted) && at >= facts.settled_at {
             facts.promotion_ordered = false;
         }
-        if !status.running().is_some_and(Running::is_primary) && facts.op.is_none() {
+        if !promoted && facts.op.is_none() && at >= facts.settled_at {
             facts.checkpoint_pending = false;
         }
         facts.pg = Some(Seen { at, value: status });

@@ -15,6 +15,7 @@ use crate::cluster::{
 };
 use crate::dcs::{Expect, Key};
 use crate::decide::{Decision, View};
+use crate::guard::GuardStatus;
 use crate::ids::{Epoch, MemberName};
 use crate::mutant::{Mutant, planted};
 use crate::pg::{ControlState, DataDir, PgOp, PgOpKind, Role, Server, StartRole};
@@ -102,6 +103,12 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
     let view = View::new(me, facts);
     let leadership = view.leadership();
     let guard = facts.guard.as_ref().map(|seen| &seen.value);
+    // An earlier agent may have ordered a promotion that a standby has still to get to.
+    let is_permitted = |guard: &GuardStatus| {
+        let ends = guard.deadline.as_ref().map(|deadline| deadline.hard);
+        guard.alive && ends.is_some_and(|hard| facts.now < hard)
+    };
+    let left = guard.is_some_and(is_permitted) && !planted(Mutant::LeftOrderForgotten);
     Status {
         at: facts.now,
         scope: me.scope.clone(),
@@ -119,6 +126,8 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
         config: Arc::clone(&facts.config),
         tags: me.tags.clone(),
         may_become_primary: guard.is_none()
+            || left
+            || facts.guard_failing.is_some()
             || facts.promotion_ordered
             || facts.op.as_ref().is_some_and(|op| op.op.makes_primary()),
         failsafe_active: leadership.is_some_and(|l| l.by == PermittedBy::Consent),

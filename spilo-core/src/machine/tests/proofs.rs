@@ -430,6 +430,27 @@ fn a_deadline_that_an_earlier_agent_left_under_a_standby_permits_nothing() {
     assert!(trace.until().is_some());
 }
 
+/// The promotion that an earlier agent ordered may still be under way in PostgreSQL.
+#[test]
+fn a_standby_under_a_deadline_that_was_left_does_not_say_that_it_cannot_write() {
+    let mut trace = trace();
+    let hard = trace.now + Duration::from_secs(20);
+    let mut keeps = GuardStatus::idle();
+    keeps.alive = true;
+    keeps.postmaster = Some(7);
+    keeps.deadline = Some(Deadline {
+        epoch: Epoch(20),
+        secret: LeaseSecret("20".to_owned()),
+        soft: trace.now + Duration::from_secs(19),
+        hard,
+    });
+    assert!(trace.machine.status().cannot_write());
+    trace.answer_guard(keeps);
+    trace.look(standby());
+    assert_eq!(trace.until(), None);
+    assert!(!trace.machine.status().cannot_write());
+}
+
 /// The data directory does not answer, and the guard that had the deadline hangs.
 #[test]
 fn a_server_that_an_earlier_agent_left_is_ended_in_time_though_nobody_could_look_at_it() {
