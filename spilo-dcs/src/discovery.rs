@@ -64,8 +64,9 @@ pub trait Directory: Send + Sync + fmt::Debug {
     /// Any: the caller lists again.
     async fn changes(&self, since: Revision) -> Result<Vec<Change>, DcsError>;
 
-    /// Writes `value` for other tools to read, below `root`, or deletes it where there is none. It
-    /// goes by itself some time after the last call from this directory.
+    /// Writes `value` for other tools to read, below `root`, or deletes it where there is none. All
+    /// of it goes by itself a minute after the last call, so that a publisher calls for everything
+    /// every quarter of that; what is there already costs nothing then.
     ///
     /// # Errors
     /// As [`Dcs::put`](spilo_core::Dcs::put).

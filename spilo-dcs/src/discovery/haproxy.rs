@@ -22,32 +22,50 @@ pub struct Options {
 }
 
 impl Options {
-    /// Creates options for the clusters in `scopes`: two ports each from `first` on, in the order
-    /// of their names. Clusters that come later are added with ports of their own, so that those of
-    /// the others stay.
+    /// Creates options without a cluster, on all addresses.
+    pub fn new() -> Self {
+        Self {
+            bind: "*".to_owned(),
+            ports: BTreeMap::new(),
+            stats: None,
+        }
+    }
+
+    /// Gives each cluster of `scopes` that has no ports yet two of its own, from `first` on, in the
+    /// order of their names. Those of the others stay what they are: clients know them.
     ///
     /// # Errors
     /// There are more clusters than ports.
-    pub fn counting_from<'a>(
+    pub fn add<'a>(
+        &mut self,
         first: u16,
         scopes: impl IntoIterator<Item = &'a str>,
-    ) -> Result<Self, String> {
-        let mut ports = BTreeMap::new();
+    ) -> Result<(), String> {
         let scopes: BTreeSet<&str> = scopes.into_iter().collect();
-        let mut next = u32::from(first);
+        let taken = self
+            .ports
+            .values()
+            .map(|(_, replicas)| u32::from(*replicas));
+        let mut next = taken.map(|port| port + 1).max().unwrap_or(0);
+        next = next.max(u32::from(first));
         for scope in scopes {
+            if self.ports.contains_key(scope) {
+                continue;
+            }
             let pair = (u16::try_from(next), u16::try_from(next + 1));
             let (Ok(primary), Ok(replicas)) = pair else {
                 return Err(format!("there are no ports left for {scope}"));
             };
-            ports.insert(scope.to_owned(), (primary, replicas));
+            self.ports.insert(scope.to_owned(), (primary, replicas));
             next += 2;
         }
-        Ok(Self {
-            bind: "*".to_owned(),
-            ports,
-            stats: None,
-        })
+        Ok(())
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -80,7 +98,7 @@ fn section(text: &mut String, cluster: &ClusterOverview, role: &str, bind: &str,
         text,
         "\nlisten {name}_{role}\n    bind {bind}:{port}\n    option httpchk OPTIONS /{role}\n    \
          http-check expect status 200\n    default-server inter 3s fastinter 1s fall 3 rise 2 \
-         on-marked-down shutdown-sessions\n"
+         on-marked-down shutdown-sessions init-addr last,libc,none\n"
     );
     for member in &cluster.members {
         let name = word(&member.name);
@@ -116,15 +134,15 @@ fn is_address(host: &str) -> bool {
     !host.is_empty() && host.chars().all(plain)
 }
 
-/// Returns a name of HAProxy's: what is no letter, digit, `-`, `.` or `_` becomes `_` and its
-/// number, so that no two names become one.
+/// Returns a name of HAProxy's: what is no letter, digit, `-` or `.` becomes its number between
+/// `_` and `_`, so that no two names become one.
 fn word(name: &str) -> String {
     let mut word = String::new();
     for c in name.chars() {
-        if c.is_ascii_alphanumeric() || "-._".contains(c) {
+        if c.is_ascii_alphanumeric() || "-.".contains(c) {
             word.push(c);
         } else {
-            let _ = write!(word, "_{:x}", u32::from(c));
+            let _ = write!(word, "_{:x}_", u32::from(c));
         }
     }
     word
@@ -191,20 +209,21 @@ mod tests {
             ),
             cluster("without-ports", Vec::new()),
         ];
-        let options = Options::counting_from(5000, ["b c", "a"]).unwrap();
+        let mut options = Options::new();
+        options.add(5000, ["b c", "a"]).unwrap();
         assert_eq!(options.ports["a"], (5000, 5001));
         let text = render(&clusters, &options);
         let expected = "
-listen b_20c_primary
+listen b_20_c_primary
     bind *:5002
     option httpchk OPTIONS /primary
     http-check expect status 200
-    default-server inter 3s fastinter 1s fall 3 rise 2 on-marked-down shutdown-sessions
+    default-server inter 3s fastinter 1s fall 3 rise 2 on-marked-down shutdown-sessions init-addr last,libc,none
     server n1 10.0.0.1:5432 maxconn 100 check port 8008
     server n2 10.0.0.2:5432 maxconn 100 check port 8009 check-ssl verify none
     # n3 does not say where it is
 
-listen b_20c_replica
+listen b_20_c_replica
     bind *:5003
     option httpchk OPTIONS /replica
 ";
@@ -217,9 +236,10 @@ listen b_20c_replica
 
     #[test]
     fn there_may_be_more_clusters_than_ports() {
-        let scopes = ["a", "b", "c"];
-        assert!(Options::counting_from(65_532, scopes[..2].iter().copied()).is_ok());
-        let full = Options::counting_from(65_532, scopes).unwrap_err();
-        assert_eq!(full, "there are no ports left for c");
+        let mut options = Options::new();
+        options.add(65_532, ["b", "c"]).unwrap();
+        let full = options.add(65_532, ["a", "b", "c"]).unwrap_err();
+        assert_eq!(full, "there are no ports left for a");
+        assert_eq!(options.ports["b"], (65_532, 65_533), "clients know it");
     }
 }

@@ -120,12 +120,19 @@ impl ClusterOverview {
         self.members.iter().find(|member| member.name == *leader)
     }
 
-    /// Whether the two say the same but for positions and ages, whose change alone is no news.
-    pub fn is_like(&self, other: &Self) -> bool {
-        self.without_what_flows() == other.without_what_flows()
+    /// Returns the same some time later, if nothing has been heard since.
+    #[must_use]
+    pub fn aged(&self, by: Duration) -> Self {
+        let mut later = self.clone();
+        later.led_for += by;
+        later.changed_before += by;
+        later
     }
 
-    fn without_what_flows(&self) -> Self {
+    /// Returns the same without positions and ages, whose change alone is no news: what is worth
+    /// publishing.
+    #[must_use]
+    pub fn still(&self) -> Self {
         let mut still = self.clone();
         (still.led_for, still.changed_before) = (Duration::ZERO, Duration::ZERO);
         for member in &mut still.members {

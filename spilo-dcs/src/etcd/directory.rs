@@ -47,7 +47,8 @@ struct Watch {
 /// What this directory wrote for others, all on one lease.
 #[derive(Debug, Default)]
 struct Published {
-    lease_id: Option<i64>,
+    /// The lease, and when it was renewed.
+    lease: Option<(i64, Instant)>,
     keys: BTreeMap<String, Bytes>,
 }
 
@@ -135,18 +136,24 @@ impl EtcdDirectory {
     /// Returns the lease that everything published hangs on, renewed or new.
     async fn lease(&self) -> Result<i64, DcsError> {
         let request = self.request("keep what is published", Effect::Repeatable);
-        let known = held(&self.published).lease_id;
-        if let Some(id) = known
-            && self.write_lane.renewed(&request, id).await?
-        {
-            return Ok(id);
+        let known = held(&self.published).lease;
+        if let Some((id, renewed)) = known {
+            if renewed.elapsed() < PUBLISHED_FOR / 4 {
+                return Ok(id);
+            }
+            let now = Instant::now();
+            if self.write_lane.renewed(&request, id).await? {
+                held(&self.published).lease = Some((id, now));
+                return Ok(id);
+            }
         }
+        let now = Instant::now();
         let id = self
             .write_lane
             .grant(&request, PUBLISHED_FOR, || self.ids.next())
             .await?;
         *held(&self.published) = Published {
-            lease_id: Some(id),
+            lease: Some((id, now)),
             keys: BTreeMap::new(),
         };
         Ok(id)
@@ -219,8 +226,14 @@ impl Directory for EtcdDirectory {
     async fn publish(&self, root: &str, name: &str, value: Option<Bytes>) -> Result<(), DcsError> {
         let lease_id = self.lease().await?;
         let key = format!("{}{name}", crate::keys::root(root));
-        if held(&self.published).keys.get(&key) == value.as_ref() {
-            return Ok(());
+        {
+            let mut published = held(&self.published);
+            let known = published.keys.get(&key);
+            if known.is_some() && known == value.as_ref() {
+                return Ok(());
+            }
+            // Until the answer is here, what stands there is not known.
+            published.keys.remove(&key);
         }
         let request = self.request("publish a cluster", Effect::Repeatable);
         let op = match &value {
@@ -228,11 +241,9 @@ impl Directory for EtcdDirectory {
             None => TxnOp::delete(key.as_str(), None),
         };
         transact(&self.write_lane, &request, Txn::new().and_then([op])).await?;
-        let mut published = held(&self.published);
-        match value {
-            Some(value) => published.keys.insert(key, value),
-            None => published.keys.remove(&key),
-        };
+        if let Some(value) = value {
+            held(&self.published).keys.insert(key, value);
+        }
         Ok(())
     }
 }

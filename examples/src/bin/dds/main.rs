@@ -2,11 +2,12 @@
 
 mod options;
 mod page;
+mod publish;
 mod serve;
 mod table;
 
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
@@ -38,20 +39,19 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let Some(listen) = arguments.serve else {
         return show(arguments, &first);
     };
-    if let Some(root) = &arguments.publish {
-        publish(&discovery, root, &[], &first).await;
-    }
-    let (tell, told) = watch::channel(Arc::clone(&first));
-    let server = serve::start(listen, told, arguments.haproxy()).await?;
+    let (tell, told) = watch::channel((Instant::now(), first));
+    let server = serve::start(listen, told.clone(), arguments.haproxy()).await?;
+    let directory = discovery.directory();
+    let publish = async {
+        match &arguments.publish {
+            Some(root) => publish::run(directory.as_ref(), root, told).await,
+            None => std::future::pending().await,
+        }
+    };
     let follow = async {
-        let mut last = first;
         loop {
             let all = discovery.next().await?;
-            if let Some(root) = &arguments.publish {
-                publish(&discovery, root, &last, &all).await;
-            }
-            last = Arc::clone(&all);
-            if tell.send(all).is_err() {
+            if tell.send((Instant::now(), all)).is_err() {
                 return anyhow::Ok(());
             }
         }
@@ -59,6 +59,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     tokio::select! {
         result = server => result.context("the HTTP server ended"),
         result = follow => result,
+        () = publish => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     }
 }
@@ -82,33 +83,6 @@ fn show(arguments: &Arguments, clusters: &[ClusterOverview]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Writes what is new into the store, for other tools; a failure is tried again with the next
-/// change.
-async fn publish(
-    discovery: &Discovery,
-    root: &str,
-    last: &[ClusterOverview],
-    all: &[ClusterOverview],
-) {
-    let directory = discovery.directory();
-    let find = |clusters: &[ClusterOverview], scope: &str| {
-        let at = clusters.binary_search_by(|cluster| cluster.scope.as_str().cmp(scope));
-        at.ok().map(|at| clusters[at].clone())
-    };
-    for scope in discovery.changed() {
-        let now = find(all, scope);
-        if let (Some(old), Some(new)) = (find(last, scope), &now)
-            && old.is_like(new)
-        {
-            continue;
-        }
-        let value = now.map(|cluster| serde_json::to_vec(&cluster).unwrap_or_default().into());
-        if let Err(error) = directory.publish(root, scope, value).await {
-            tracing::warn!(%error, scope, "it is not published");
-        }
-    }
 }
 
 fn etcd(arguments: &Arguments) -> Result<EtcdOptions> {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Parser, ValueEnum};
 use spilo_dcs::discovery::{ClusterOverview, haproxy};
@@ -31,7 +32,8 @@ pub(crate) struct Arguments {
     /// Writes each cluster as JSON below this root of etcd for other tools, as long as it is served.
     #[arg(long, value_name = "ROOT", requires = "serve")]
     pub(crate) publish: Option<String>,
-    /// The first of the ports that HAProxy listens on: two a cluster, in the order of their names.
+    /// The first of the ports that HAProxy listens on: two a cluster, in the order of their names as
+    /// long as this runs; a cluster that comes later gets the next ones.
     #[arg(long, default_value_t = 5000)]
     first_port: u16,
     /// The ports of one cluster, `SCOPE=PRIMARY,REPLICAS`, so that they stay what they are when
@@ -55,14 +57,20 @@ pub(crate) enum Format {
 #[derive(Clone, Debug)]
 pub(crate) struct Haproxy {
     first_port: u16,
-    ports: Vec<(String, (u16, u16))>,
+    /// Whether clusters that have no ports are given some.
+    counts: bool,
+    /// The ports so far: a cluster keeps those that it once had.
+    options: Arc<Mutex<haproxy::Options>>,
 }
 
 impl Arguments {
     pub(crate) fn haproxy(&self) -> Haproxy {
+        let mut options = haproxy::Options::new();
+        options.ports.extend(self.ports.iter().cloned());
         Haproxy {
             first_port: self.first_port,
-            ports: self.ports.clone(),
+            counts: self.ports.is_empty(),
+            options: Arc::new(Mutex::new(options)),
         }
     }
 }
@@ -74,13 +82,14 @@ impl Haproxy {
         clusters: &[ClusterOverview],
         only: Option<&str>,
     ) -> Result<String, String> {
-        let scopes = clusters.iter().map(|cluster| cluster.scope.as_str());
-        let mut options = if self.ports.is_empty() {
-            haproxy::Options::counting_from(self.first_port, scopes)?
-        } else {
-            haproxy::Options::counting_from(self.first_port, [])?
+        let mut options = {
+            let mut options = self.options.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.counts {
+                let scopes = clusters.iter().map(|cluster| cluster.scope.as_str());
+                options.add(self.first_port, scopes)?;
+            }
+            options.clone()
         };
-        options.ports.extend(self.ports.iter().cloned());
         options
             .ports
             .retain(|scope, _| only.is_none_or(|only| only == scope));

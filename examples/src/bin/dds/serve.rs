@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -18,8 +19,8 @@ use tokio::sync::watch;
 use super::options::Haproxy;
 use super::page;
 
-/// The clusters as they are told of.
-type Clusters = watch::Receiver<Arc<[ClusterOverview]>>;
+/// The clusters as they are told of, and when.
+pub(crate) type Clusters = watch::Receiver<(Instant, Arc<[ClusterOverview]>)>;
 
 #[derive(Clone)]
 struct Shown {
@@ -49,7 +50,9 @@ pub(crate) async fn start(
 
 impl Shown {
     fn now(&self) -> Arc<[ClusterOverview]> {
-        Arc::clone(&self.clusters.borrow())
+        let told = self.clusters.borrow();
+        let age = told.0.elapsed();
+        told.1.iter().map(|cluster| cluster.aged(age)).collect()
     }
 
     fn one(&self, scope: &str) -> Option<ClusterOverview> {

@@ -30,7 +30,10 @@ pub(crate) fn check(local: &Local) -> Vec<String> {
     note(api(local).and_then(|options| options.check().context("restapi")));
     // Members are shown the server's certificate where there is no other, and it is one fault.
     note(server_tls(local).and_then(|_| asking(peers(local)).context("ctl, restapi")));
-    note(store(local).map(drop));
+    // That there is none is said by whoever reads the configuration.
+    if local.etcd3.is_some() || local.consul.is_some() {
+        note(store(local).map(drop));
+    }
     if let Some(etcd3) = &local.etcd3 {
         // By itself it looks at its certificate when it connects, and then tries for ever. Of the
         // authorities it skips what it cannot read, which is not for this check to refuse.
