@@ -60,6 +60,24 @@ pub enum Action {
 
 /// Decides.
 pub fn decide(view: &View<'_>) -> Decision {
+    paced(view, wanted(view))
+}
+
+/// Leaves a moment between fences that fail.
+fn paced(view: &View<'_>, decision: Decision) -> Decision {
+    let action = match decision.action {
+        Action::Fence => Action::Wait,
+        Action::CancelAndFence => Action::Cancel,
+        _ => return decision,
+    };
+    if view.facts.may_fence() {
+        return decision;
+    }
+    let why = format!("{}; the last fence failed", decision.why);
+    Decision::new(decision.rule, action, why)
+}
+
+fn wanted(view: &View<'_>) -> Decision {
     None.or_else(|| safety::decide(view))
         .or_else(|| safety::release_again(view))
         .or_else(|| bootstrap::decide(view))

@@ -103,6 +103,10 @@ mutants! {
     LossTakenForNew,
     /// A cluster is copied, over data or not, before the store has its identifier.
     UnconfirmedCopied,
+    /// A fence that failed is repeated without a pause.
+    FenceHammered,
+    /// A holder whose fences fail keeps the lock.
+    UnfencedKeepsLock,
     /// What was tried on old data counts against new ones.
     OldDataRemembered,
 }

@@ -209,11 +209,14 @@ fn own_server(facts: &Facts, put: &mut dyn FnMut(&str, String)) {
     if let Some(since) = facts.fencing {
         put("fence", format!("under way since {}", ago(since)));
     }
+    if let Some((since, why)) = &facts.fence_failing {
+        put("fence", format!("fails since {}: {why}", ago(*since)));
+    }
     if facts.checkpoint_pending {
         put("checkpoint", "still to come after the promotion".to_owned());
     }
     if facts.promotion_ordered {
-        put("promotion", "ordered and not finished".to_owned());
+        put("promotion", "ordered, and not looked at since".to_owned());
     }
 }
 

@@ -321,6 +321,9 @@ impl Machine {
         };
         facts.pg_failing = None;
         facts.lanes.observe_failed = None;
+        if matches!(status.server, Server::Down | Server::Running(_)) && at >= facts.settled_at {
+            facts.fence_failing = None;
+        }
         let before = facts.pg.as_ref().map(|seen| kind_of(&seen.value.server));
         if before != Some(kind_of(&status.server)) {
             facts.server_since = facts.now;
@@ -447,13 +450,23 @@ impl Machine {
     }
 
     fn fenced(&mut self, result: Result<(), Failure<PgErrorKind>>) {
-        self.facts.fencing = None;
-        self.facts.settled_at = self.facts.now;
-        self.facts.lanes.observe_wanted = true;
-        if result.is_ok() {
-            self.facts.armed = None;
-            self.facts.promotion_ordered = false;
-            self.facts.fenced_at = Some(self.facts.now);
+        let facts = &mut self.facts;
+        let began = facts.fencing.take().unwrap_or(facts.now);
+        facts.settled_at = facts.now;
+        facts.lanes.observe_wanted = true;
+        match result {
+            Ok(()) => {
+                facts.armed = None;
+                facts.promotion_ordered = false;
+                facts.fenced_at = Some(facts.now);
+                facts.fence_failing = None;
+                facts.lanes.fence_failed = None;
+            }
+            Err(failure) => {
+                let since = facts.fence_failing.take().map_or(began, |(since, _)| since);
+                facts.fence_failing = Some((since, failure.text));
+                facts.lanes.fence_failed = Some(facts.now);
+            }
         }
     }
 

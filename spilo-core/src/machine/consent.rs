@@ -24,6 +24,7 @@ impl Machine {
             && facts.lanes.consent.is_none()
             && facts.ago(facts.lanes.consent_at) >= RETRY
             && facts.fencing.is_none()
+            && !self.is_left_unfenced()
             && view.may_write()
             && facts.last_lease.is_some()
             && (view.leadership().is_some())

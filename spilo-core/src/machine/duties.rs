@@ -72,6 +72,7 @@ impl Machine {
             lanes.lease_failed,
             lanes.write_failed,
             lanes.guard_failed,
+            lanes.fence_failed,
             lanes.observe_failed,
         ];
         let again = failed.into_iter().flatten().map(|at| at + RETRY);
@@ -201,9 +202,7 @@ impl Machine {
             return;
         }
         let Some(held) = &facts.holding else { return };
-        // What waits for a disk that hangs cannot be killed. It serves nobody, and the lock is
-        // for somebody who does: it is let go of with the lease.
-        if facts.fencing.is_some() && facts.ago(facts.fencing) >= FENCE_PATIENCE {
+        if self.is_left_unfenced() {
             return;
         }
         // Who hears nothing of its renewals does not write any more, and must not keep the lock from
@@ -226,6 +225,12 @@ impl Machine {
         if (due || detaching) && retry {
             self.send_lease(LeaseRequest::Renew(held.lease.clone()), commands);
         }
+    }
+
+    /// Whether the server has to end and does not. The lock is for somebody who serves: it is let
+    /// go of with the lease, and nobody is asked for consent.
+    pub(super) fn is_left_unfenced(&self) -> bool {
+        self.facts.unfenced_for() >= Some(FENCE_PATIENCE) && !planted(Mutant::UnfencedKeepsLock)
     }
 
     /// How long ago the lock was renewed, and confirmed.

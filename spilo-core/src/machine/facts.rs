@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::duties::RETRY;
 use super::lease::{Consent, Earlier, Holding, Predecessor, Promise};
 use super::listed::Listed;
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
@@ -99,6 +100,8 @@ pub struct Facts {
     pub fencing: Option<NodeTime>,
     /// When a fence last proved that no process of the server is left.
     pub fenced_at: Option<NodeTime>,
+    /// Since when fences fail, and why, unless the server is known to be down or to serve.
+    pub fence_failing: Option<(NodeTime, String)>,
     /// Operations that failed since they last succeeded.
     pub failures: BTreeMap<PgOpKind, OpFailure>,
     /// A hand-over whose stop was clean: for whom, and since when it waits for the release.
@@ -229,6 +232,8 @@ pub struct Lanes {
     pub lease_failed: Option<NodeTime>,
     /// When the last request to the guard that failed ended; the next would fail as fast.
     pub guard_failed: Option<NodeTime>,
+    /// When the last fence that failed ended.
+    pub fence_failed: Option<NodeTime>,
     /// When the last look at PostgreSQL that failed ended.
     pub observe_failed: Option<NodeTime>,
     /// When reading this node's own history failed last.
@@ -304,6 +309,7 @@ impl Facts {
             settled_at: now,
             fencing: None,
             fenced_at: None,
+            fence_failing: None,
             failures: BTreeMap::new(),
             handed_over: None,
             checkpoint_pending: false,
@@ -387,6 +393,23 @@ impl Facts {
                 let unfenced = Some(guard.at) >= self.fenced_at;
                 guard.value.alive && guard.value.deadline.is_some() && unfenced
             })
+    }
+
+    /// Returns whether the next fence may begin. One that fails may do so at once, and the next as
+    /// fast.
+    pub(crate) fn may_fence(&self) -> bool {
+        self.ago(self.lanes.fence_failed) >= RETRY || planted(Mutant::FenceHammered)
+    }
+
+    /// Returns for how long a fence has not come to an end, by attempts that failed or by one that
+    /// waits for the kernel.
+    ///
+    /// What waits for a disk that hangs cannot be killed, and serves nobody. An attempt that failed
+    /// says less: only with a guard that answers do the writes end all the same, by its deadline.
+    pub(super) fn unfenced_for(&self) -> Option<Duration> {
+        let failing = self.fence_failing.as_ref().map(|(since, _)| *since);
+        let guarded = failing.filter(|_| self.guard_failing.is_none());
+        guarded.or(self.fencing).map(|since| self.now.since(since))
     }
 
     /// Returns whether the configuration in force is one that the store has.

@@ -28,6 +28,9 @@ pub enum Fault {
     /// The guard stands still. With an agent that stands still as well nothing would end the
     /// server's writes, so the agent goes on.
     FreezeGuard(usize),
+    /// Fences that the agent asks for fail at once. With a guard that stands still nothing would end
+    /// the server's writes, so it goes on.
+    BreakFence(usize),
     /// The disk answers nothing.
     StallDisk(usize),
     /// Nothing more fits on the disk.
@@ -110,6 +113,7 @@ kinds! {
     KillNode = "kill-node",
     PauseAgent = "pause-agent",
     FreezeGuard = "freeze-guard",
+    BreakFence = "break-fence",
     StallDisk = "stall-disk",
     FillDisk = "fill-disk",
     FreezeServer = "freeze-server",
@@ -188,7 +192,14 @@ impl Sim {
                 self.nodes[n].guard.frozen = false;
                 self.nodes[n].paused = true;
             }
-            Fault::FreezeGuard(n) => self.nodes[n].guard.frozen = self.nodes[n].answers(),
+            Fault::FreezeGuard(n) => {
+                let node = &mut self.nodes[n];
+                node.guard.frozen = node.answers() && !node.fence_fails;
+            }
+            Fault::BreakFence(n) => {
+                self.nodes[n].guard.frozen = false;
+                self.nodes[n].fence_fails = true;
+            }
             Fault::StallDisk(n) => self.nodes[n].server.set_disk(Disk::Stalled),
             Fault::FillDisk(n) => {
                 self.nodes[n].server.set_disk(Disk::Full);
@@ -247,6 +258,7 @@ impl Sim {
             }
             Fault::PauseAgent(n) => self.resume_agent(n),
             Fault::FreezeGuard(n) => self.nodes[n].guard.frozen = false,
+            Fault::BreakFence(n) => self.nodes[n].fence_fails = false,
             Fault::StallDisk(n) | Fault::FillDisk(n) => self.nodes[n].server.set_disk(Disk::Well),
             Fault::FreezeServer(n) => self.nodes[n].server.freeze(false),
             Fault::HideData(n) => self.nodes[n].server.hide(false),
@@ -289,6 +301,7 @@ impl Sim {
         self.mend_initialize();
         for n in 0..self.nodes.len() {
             self.nodes[n].guard.frozen = false;
+            self.nodes[n].fence_fails = false;
             let server = &mut self.nodes[n].server;
             server.set_disk(Disk::Well);
             server.freeze(false);

@@ -21,6 +21,8 @@ pub(super) struct Node {
     pub(super) life: u64,
     pub(super) guard: FakeGuard,
     pub(super) server: FakeServer,
+    /// Whether the fences that its agent asks for fail at once. The guard's own do not.
+    pub(super) fence_fails: bool,
     pub(super) clock: LocalClock,
     /// When the machine wants to step, in true time.
     pub(super) wake_at: u64,
@@ -76,6 +78,7 @@ impl Node {
             life: 0,
             guard: FakeGuard::default(),
             server: FakeServer::new(seed),
+            fence_fails: false,
             clock: LocalClock::default(),
             wake_at: 0,
             op: None,

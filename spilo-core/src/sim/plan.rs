@@ -247,6 +247,7 @@ fn fault(kind: FaultKind, node: usize, chance: &mut Chance, nodes: usize) -> Fau
         FaultKind::KillNode => Fault::KillNode(node),
         FaultKind::PauseAgent => Fault::PauseAgent(node),
         FaultKind::FreezeGuard => Fault::FreezeGuard(node),
+        FaultKind::BreakFence => Fault::BreakFence(node),
         FaultKind::StallDisk => Fault::StallDisk(node),
         FaultKind::FillDisk => Fault::FillDisk(node),
         FaultKind::FreezeServer => Fault::FreezeServer(node),

@@ -39,8 +39,8 @@ pub(super) enum Item {
         serial: u64,
         breaks: bool,
     },
-    /// The agent of a node kills the server's processes.
-    Fence(usize, u64),
+    /// The agent of a node kills the server's processes, and has tried since then.
+    Fence { node: usize, life: u64, since: u64 },
     /// A question reaches a peer.
     PeerAsked {
         from: usize,

@@ -44,7 +44,15 @@ impl Sim {
             }
             Command::Fence => {
                 let (life, there) = (self.nodes[n].life, self.way());
-                self.queue.put(self.now + there, Item::Fence(n, life));
+                let since = self.now;
+                self.queue.put(
+                    self.now + there,
+                    Item::Fence {
+                        node: n,
+                        life,
+                        since,
+                    },
+                );
             }
             Command::Guard(ticket, request) => self.ask_guard(n, ticket, request),
             Command::AskPeer(ticket, name, url) => self.ask_peer(n, ticket, &name, &url),
@@ -89,7 +97,7 @@ impl Sim {
                 serial,
                 breaks,
             } => self.effect(node, life, op, serial, breaks),
-            Item::Fence(n, life) => self.fence(n, life),
+            Item::Fence { node, life, since } => self.fence(node, life, since),
             Item::PeerAsked {
                 from,
                 life,
@@ -450,13 +458,25 @@ impl Sim {
         self.answer(n, life, back, Event::OpEnded(op, result));
     }
 
-    fn fence(&mut self, n: usize, life: u64) {
-        self.nodes[n].server.crash();
-        if self.nodes[n].server.is_up() {
-            // What waits for a disk that hangs cannot be killed.
-            return self.queue.put(self.now + 100, Item::Fence(n, life));
+    fn fence(&mut self, n: usize, life: u64, since: u64) {
+        let failed = |why| Event::Fenced(Err(Failure::new(PgErrorKind::Retry, why)));
+        if self.nodes[n].fence_fails {
+            return self.answer(n, life, 1, failed("no process can be found"));
         }
-        self.answer(n, life, 20, Event::Fenced(Ok(())));
+        self.nodes[n].server.crash();
+        if !self.nodes[n].server.is_up() {
+            return self.answer(n, life, 20, Event::Fenced(Ok(())));
+        }
+        // What waits for a disk that hangs cannot be killed.
+        if self.now.saturating_sub(since) >= FENCE_LIMIT {
+            return self.answer(n, life, 1, failed("its processes are still alive"));
+        }
+        let item = Item::Fence {
+            node: n,
+            life,
+            since,
+        };
+        self.queue.put(self.now + 100, item);
     }
 
     fn ask_guard(&mut self, n: usize, ticket: Ticket, request: GuardRequest) {
@@ -526,3 +546,6 @@ fn conflict(conflict: &Conflict) -> Failure<DcsErrorKind> {
 
 /// Something outside has its own time-outs, and none of them is longer.
 const PATIENCE: u64 = 15_000;
+
+/// After so long the agent's own fence gives up on processes that do not end.
+const FENCE_LIMIT: u64 = 11_000;

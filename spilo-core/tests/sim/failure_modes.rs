@@ -45,6 +45,7 @@ modes! {
     ] "the archive: a server here streams and archives nothing"
     4 "a disk that hangs freezes the loop, and nobody fails over" [
         fencing::f4_a_disk_that_hangs_for_minutes_costs_the_node_its_lock,
+        fencing::f4_a_server_that_hangs_and_that_its_agent_cannot_end_is_ended_by_the_guard,
     ] ""
     5 "a watchdog is switched off before the clients are gone" [
         fencing::f5_a_stop_that_hangs_leaves_the_deadline_of_the_guard_armed,

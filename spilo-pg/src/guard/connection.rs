@@ -4,6 +4,8 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::protocol::{MAX_LINE, Reply};
 
 /// An agent's connection.
@@ -60,6 +62,18 @@ impl Connection {
             Err(error) if is_temporary(&error) => {}
             Err(_) => self.closed = true,
         }
+    }
+
+    /// Whether whoever asked waits for the answer.
+    pub(super) fn is_attended(&self) -> bool {
+        let gone = PollFlags::RDHUP | PollFlags::HUP;
+        let mut fds = [PollFd::new(&self.stream, gone)];
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let _asked = poll(&mut fds, Some(&zero));
+        !fds.iter().any(|fd| fd.revents().intersects(gone))
     }
 
     /// Takes the next whole line that has arrived, unless an answer is outstanding.

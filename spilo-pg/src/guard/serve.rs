@@ -300,6 +300,10 @@ impl Guard {
                 Ok(request) => {
                     // It may be silent from now on: whoever knows this guard's name means well.
                     connection.is_presence = true;
+                    // Who has left does without by now, and may have decided that nothing came of it.
+                    if !matches!(request, Request::Fence) && !connection.is_attended() {
+                        continue;
+                    }
                     self.handle(request)
                 }
                 Err(failure) => {

@@ -173,6 +173,27 @@ async fn standby_that_was_told_to_become_a_primary_is_never_disarmed_while_it_li
 }
 
 #[tokio::test]
+async fn what_a_guard_that_hung_was_asked_by_those_who_left_is_not_done() {
+    let mut server = Node::standby().await;
+    server.client().fence().await.unwrap();
+    let deadline = deadline_in(1, secs(20.0), secs(25.0));
+    let guard = server.guard();
+    kill(guard, Signal::SIGSTOP).unwrap();
+    let armed = server.client().arm(deadline).await.unwrap_err();
+    let launched = server.client().launch(server.launch(Role::Standby)).await;
+    assert_eq!(armed.kind(), GuardErrorKind::Silent);
+    assert_eq!(launched.unwrap_err().kind(), GuardErrorKind::Silent);
+    kill(guard, Signal::SIGCONT).unwrap();
+    for _ in 0..20 {
+        let status = server.client().status().await.unwrap();
+        assert!(!status.alive, "{status:?}");
+        assert_eq!(status.deadline, None);
+        sleep(secs(0.05)).await;
+    }
+    server.lose_agent();
+}
+
+#[tokio::test]
 async fn primary_is_never_disarmed_while_it_lives() {
     let (node, deadline) = Node::primary(secs(20.0), secs(20.0)).await;
     fs::write(node.data().join("standby.signal"), "").unwrap();

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::decide::Rule;
+use crate::guard::GuardErrorKind;
 use crate::ids::OpId;
-use crate::pg::{PgOp, PgOpKind};
+use crate::pg::{PgErrorKind, PgOp, PgOpKind};
 
 #[test]
 fn a_lease_counts_from_when_the_request_left() {
@@ -79,6 +80,84 @@ fn a_promotion_whose_lease_is_lost_is_cancelled_and_fenced() {
     assert_eq!(trace.rule(), Rule::OperationWithoutPermission);
     let cancels = |c: &Command| matches!(c, Command::CancelOp(_));
     assert!(trace.commands.iter().any(cancels) && trace.commands.contains(&Command::Fence));
+}
+
+#[test]
+fn a_fence_that_fails_at_once_is_tried_again_after_a_moment() {
+    let mut trace = leader();
+    trace.snapshot(led_by("b", 40));
+    assert_eq!(trace.rule(), Rule::WriterWithoutPermission);
+    for _ in 0..3 {
+        assert!(trace.commands.contains(&Command::Fence));
+        trace.commands.clear();
+        trace.step(1, Event::Fenced(Err(no_process_is_found())));
+        trace.look(primary());
+        trace.pass(200);
+        assert_eq!(trace.rule(), Rule::WriterWithoutPermission);
+        assert!(!trace.commands.contains(&Command::Fence));
+        trace.pass(100);
+    }
+    trace.step(1, Event::Fenced(Ok(())));
+    assert_eq!(trace.machine.facts().fence_failing, None);
+}
+
+/// For how long the lock is renewed by a holder whose server hangs and whose fences fail.
+fn renewed_without_a_fence(guard: impl Fn() -> Result<GuardStatus, GuardErrorKind>) -> Duration {
+    let mut trace = leader();
+    let (mut failing, mut renewed) = (None, None);
+    for _ in 0..1000 {
+        if trace.commands.contains(&Command::Fence) {
+            trace.commands.clear();
+            failing = failing.or(Some(trace.now));
+            trace.step(1, Event::Fenced(Err(no_process_is_found())));
+        }
+        if matches!(&trace.lease, Some((_, LeaseRequest::Renew(_)))) {
+            renewed = Some(trace.now);
+            trace.answer_lease(Ok(LeaseAnswer::Held(lease(30))));
+        }
+        if trace.read.is_some() {
+            trace.snapshot(led_by("a", 30));
+        }
+        if trace.observe.is_some() {
+            let mut seen = primary();
+            seen.server = Server::Hung { guarded: true };
+            trace.look(seen);
+        }
+        if let Some((ticket, _)) = trace.guard.take() {
+            let answer = guard().map_err(|kind| Failure::new(kind, "it hangs"));
+            trace.step(1, Event::Guard(ticket, answer));
+        }
+        trace.write_all();
+        trace.step(50, Event::Tick);
+    }
+    renewed.unwrap().since(failing.expect("a fence"))
+}
+
+#[test]
+fn a_holder_that_can_end_its_server_by_no_fence_leaves_that_to_the_guard_and_the_lock_to_others() {
+    let renewed = renewed_without_a_fence(|| Ok(GuardStatus::idle()));
+    assert!(renewed <= Duration::from_secs(2), "{renewed:?}");
+    // Without a guard that answers nobody would end what may be written.
+    let renewed = renewed_without_a_fence(|| Err(GuardErrorKind::Silent));
+    assert!(renewed >= Duration::from_secs(20), "{renewed:?}");
+}
+
+/// A primary that holds epoch 30.
+fn leader() -> Trace {
+    let mut trace = trace();
+    trace.acquire();
+    let order = trace.commands.iter().find_map(|command| match command {
+        Command::StartOp(id, PgOp::Promote) => Some(*id),
+        _ => None,
+    });
+    trace.step(1, Event::OpEnded(order.expect("it promotes"), Ok(())));
+    trace.look(primary());
+    trace.commands.clear();
+    trace
+}
+
+fn no_process_is_found() -> Failure<PgErrorKind> {
+    Failure::new(PgErrorKind::Retry, "/proc: permission denied")
 }
 
 #[test]
@@ -332,7 +411,7 @@ fn trace_that_gave_up_30() -> Trace {
     let mut trace = trace();
     trace.acquire();
     let op = trace.machine.facts().op.as_ref().expect("it promotes").id;
-    let failure = Failure::new(crate::pg::PgErrorKind::Retry, "no");
+    let failure = Failure::new(PgErrorKind::Retry, "no");
     trace.step(1, Event::OpEnded(op, Err(failure)));
     trace.look(standby());
     trace.snapshot(free(35, Some(taken("a", 30))));

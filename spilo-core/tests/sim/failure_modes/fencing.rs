@@ -123,6 +123,20 @@ pub(super) fn f4_a_disk_that_hangs_for_minutes_costs_the_node_its_lock() {
 }
 
 #[test]
+pub(super) fn f4_a_server_that_hangs_and_that_its_agent_cannot_end_is_ended_by_the_guard() {
+    let mut sim = three(10);
+    let hung = sim.primary().unwrap();
+    sim.begin(Fault::BreakFence(hung));
+    sim.begin(Fault::FreezeServer(hung));
+    run(&mut sim, 1.0);
+    assert!(!sim.is_healthy(), "{sim}");
+    // It hangs for ten seconds, no fence ends it for two, and the lease lasts for ten.
+    sim.run_until("a primary that serves", 23, Sim::is_healthy);
+    sim.end(Fault::BreakFence(hung));
+    healthy(&mut sim);
+}
+
+#[test]
 pub(super) fn f5_a_stop_that_hangs_leaves_the_deadline_of_the_guard_armed() {
     for moment in 1..8 {
         let mut sim = three(3);
