@@ -103,6 +103,10 @@ mutants! {
     LossTakenForNew,
     /// A cluster is copied, over data or not, before the store has its identifier.
     UnconfirmedCopied,
+    /// A server whose data somebody removed counts as no writer.
+    EmptyIsNoWriter,
+    /// A peer on a later timeline is waited for although it may not lead.
+    DeadBranchAwaited,
     /// A fence that failed is repeated without a pause.
     FenceHammered,
     /// A holder whose fences fail keeps the lock.

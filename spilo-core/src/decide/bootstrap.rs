@@ -27,6 +27,11 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
 }
 
 fn holding(view: &View<'_>) -> Decision {
+    // Whoever removes the data does not end the server, which writes on to what it has open.
+    if view.may_write() && !view.is_down() && !planted(Mutant::EmptyIsNoWriter) {
+        let why = "its data directory is not whole, and its server is alive";
+        return Decision::new(Rule::FenceBlind, Action::Fence, why);
+    }
     let initialize = view.cluster().map(|c| &c.initialize);
     let epoch = view.lease().map(|lease| lease.epoch);
     // What was claimed once is no right to begin anew when the data are lost.

@@ -12,7 +12,7 @@ use crate::machine::lease::Proof;
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
 use crate::pg::{PgOp, PgOpKind, Running, Server};
-use crate::wal::WalPosition;
+use crate::wal::{Lsn, WalPosition};
 
 pub(super) fn decide(view: &View<'_>) -> Decision {
     take_back(view)
@@ -194,14 +194,8 @@ fn position(view: &View<'_>) -> Option<Decision> {
     let manual = view
         .failover()
         .is_some_and(|f| names(f.candidate.as_deref(), &view.me.name));
-    let known = cluster.status.as_ref().and_then(|status| status.optime);
-    if let Some(known) = known.filter(|_| !manual) {
-        let behind = known.bytes_past(mine.lsn);
-        let most = view.config().maximum_lag_on_failover_bytes;
-        if behind > most && !planted(Mutant::LagIgnored) {
-            let why = format!("{behind} bytes behind the leader's {known}, more than {most}");
-            return Some(Decision::wait(Rule::TooFarBehind, why));
-        }
+    if let Some(why) = too_far_behind(view, mine.lsn).filter(|_| !manual) {
+        return Some(Decision::wait(Rule::TooFarBehind, why));
     }
     if view.config().check_timeline
         && let Some(latest) = cluster.timeline()
@@ -274,11 +268,25 @@ fn peers(view: &View<'_>) -> Option<Decision> {
             continue;
         }
         if let Some(theirs) = ahead(peer, mine, view.facts.own_history.as_ref()) {
+            // What is left of a branch that the cluster has gone on without. It leads nobody.
+            if too_far_behind(view, theirs.lsn).is_some() && !planted(Mutant::DeadBranchAwaited) {
+                continue;
+            }
             let why = format!("{name} is at {theirs}, this server at {mine}");
             return Some(Decision::wait(Rule::PeerAhead, why));
         }
     }
     None
+}
+
+/// Returns by how much a server at `lsn` is too far behind the leader's last known position, whoever
+/// it is.
+fn too_far_behind(view: &View<'_>, lsn: Lsn) -> Option<String> {
+    let known = view.cluster()?.status.as_ref()?.optime?;
+    let behind = known.bytes_past(lsn);
+    let most = view.config().maximum_lag_on_failover_bytes;
+    (behind > most && !planted(Mutant::LagIgnored))
+        .then(|| format!("{behind} bytes behind the leader's {known}, more than {most}"))
 }
 
 /// Returns for how long the lock has been free.

@@ -49,7 +49,8 @@ rules! {
     StopOperation,
     /// An operation is under way.
     Operating,
-    /// PostgreSQL of the holder cannot be looked at: end it, so that another node can lead.
+    /// PostgreSQL of the holder cannot be looked at, or runs without its data: end it, so that another
+    /// node can lead.
     FenceBlind,
     /// The server of a holder that cannot be looked at was ended: give the lock up.
     ReleaseBlind,

@@ -318,6 +318,15 @@ fn bootstrap() -> Vec<Row> {
     };
     vec![
         (Rule::ReleaseEmpty, released(20, None), empty().holder()),
+        // Somebody removed the data under the running server.
+        (
+            Rule::FenceBlind,
+            Action::Fence,
+            node()
+                .primary()
+                .holder()
+                .with(|f| f.pg.as_mut().expect("seen").value.data = DataDir::Empty),
+        ),
         (
             Rule::ClaimInitialize,
             Action::Lease(LeaseRequest::Claim(lease(20))),
