@@ -6,11 +6,13 @@
 //! - [`memory`]: one process, for tests, examples and demonstrations;
 //! - `etcd` (feature `etcd`; building it needs `protoc`): etcd v3.4 and later, byte-compatible
 //!   with Patroni's `etcd3`;
-//! - `consul` (feature `consul`): Consul 1.8 and later, byte-compatible with Patroni's `consul`.
+//! - `consul` (feature `consul`): Consul 1.8 and later, byte-compatible with Patroni's `consul`;
+//! - `zookeeper` (feature `zookeeper`): ZooKeeper 3.6 and later, with the nodes of Patroni's
+//!   `zookeeper`.
 //!
 //! Feature `discovery` lists and follows all clusters of a namespace.
 //!
-//! Feature `tls` adds TLS and client certificates to both.
+//! Feature `tls` adds TLS and client certificates to etcd and Consul.
 
 #[cfg(feature = "consul")]
 pub mod consul;
@@ -18,14 +20,23 @@ pub mod consul;
 pub mod discovery;
 #[cfg(feature = "etcd")]
 pub mod etcd;
-#[cfg(any(feature = "consul", feature = "etcd"))]
+#[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 mod keys;
 pub mod memory;
-#[cfg(any(feature = "consul", feature = "discovery", feature = "etcd"))]
+#[cfg(any(
+    feature = "consul",
+    feature = "discovery",
+    feature = "etcd",
+    feature = "zookeeper"
+))]
 mod place;
+#[cfg(feature = "zookeeper")]
+pub mod zookeeper;
 
 #[cfg(feature = "consul")]
 pub use consul::{Consul, ConsulOptions};
 #[cfg(feature = "etcd")]
 pub use etcd::{Etcd, EtcdOptions};
 pub use memory::{MemoryDcs, MemoryStore};
+#[cfg(feature = "zookeeper")]
+pub use zookeeper::{ZooKeeper, ZooKeeperOptions};

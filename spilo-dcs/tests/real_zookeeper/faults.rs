@@ -1,0 +1,1 @@
+//! What ZooKeeper does to those who use it.
