@@ -17,6 +17,7 @@ use crate::node::Node;
 use crate::ports::Port;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreKind};
+use crate::zookeeper::ZooKeeper;
 
 mod config;
 
@@ -106,7 +107,7 @@ impl Cluster {
     pub fn etcd(&self) -> &Etcd {
         match &self.store {
             Store::Etcd(etcd) => etcd,
-            Store::Consul(_) => panic!("this cluster has no etcd"),
+            Store::Consul(_) | Store::ZooKeeper(_) => panic!("this cluster has no etcd"),
         }
     }
 
@@ -118,7 +119,19 @@ impl Cluster {
     pub fn consul(&self) -> &Consul {
         match &self.store {
             Store::Consul(consul) => consul,
-            Store::Etcd(_) => panic!("this cluster has no Consul"),
+            Store::Etcd(_) | Store::ZooKeeper(_) => panic!("this cluster has no Consul"),
+        }
+    }
+
+    /// Returns the store of a cluster that has ZooKeeper.
+    ///
+    /// # Panics
+    ///
+    /// If it has another.
+    pub fn zookeeper(&self) -> &ZooKeeper {
+        match &self.store {
+            Store::ZooKeeper(zookeeper) => zookeeper,
+            Store::Etcd(_) | Store::Consul(_) => panic!("this cluster has no ZooKeeper"),
         }
     }
 

@@ -185,6 +185,24 @@ impl Consul {
         Ok(())
     }
 
+    /// Returns the place of the server that leads the others.
+    ///
+    /// # Errors
+    ///
+    /// Fails where none does.
+    pub async fn leader(&self) -> Result<usize> {
+        let peers = self.cli(&["operator", "raft", "list-peers"]).await?;
+        let leads = |number: &usize| {
+            let name = format!("c{number}");
+            peers.lines().any(|line| {
+                let mut words = line.split_whitespace();
+                words.next() == Some(&name) && words.any(|word| word == "leader")
+            })
+        };
+        let leader = (0..self.servers()).find(leads);
+        leader.with_context(|| format!("no server leads: {peers}"))
+    }
+
     /// Runs `consul` against the first server and returns what it printed.
     ///
     /// # Errors

@@ -218,6 +218,25 @@ impl Etcd {
         self.etcdctl(&["del", "--prefix", prefix]).await.map(drop)
     }
 
+    /// Returns the place of the member that leads the others.
+    ///
+    /// # Errors
+    ///
+    /// Fails where none does.
+    pub async fn leader(&self) -> Result<usize> {
+        let text = self.etcdctl(&["endpoint", "status", "-w", "json"]).await?;
+        let found: Vec<serde_json::Value> = serde_json::from_str(&text)?;
+        let leads = |member: &Member| {
+            found.iter().any(|at| {
+                let status = &at["Status"];
+                at["Endpoint"] == member.client_url
+                    && status["leader"] == status["header"]["member_id"]
+            })
+        };
+        let leader = self.members.iter().position(leads);
+        leader.with_context(|| format!("no member leads: {text}"))
+    }
+
     /// Runs `etcdctl` (API 3) against all members and returns what it printed.
     ///
     /// # Errors

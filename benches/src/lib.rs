@@ -58,6 +58,7 @@ pub mod store_faults;
 pub mod watch;
 pub mod witness;
 pub mod writers;
+pub mod zookeeper;
 
 pub use cluster::{Cluster, ClusterBuilder, Kind};
 pub use consul::Consul;
@@ -65,3 +66,4 @@ pub use etcd::Etcd;
 pub use node::Node;
 pub use store::{Store, StoreKind};
 pub use writers::Writers;
+pub use zookeeper::ZooKeeper;

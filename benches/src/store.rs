@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::consul::Consul;
 use crate::etcd::Etcd;
 use crate::sandbox::Sandbox;
+use crate::zookeeper::ZooKeeper;
 
 /// Which store a cluster has.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
@@ -19,6 +20,9 @@ pub enum StoreKind {
     Etcd,
     /// Consul.
     Consul,
+    /// ZooKeeper.
+    #[value(name = "zookeeper")]
+    ZooKeeper,
 }
 
 impl fmt::Display for StoreKind {
@@ -26,6 +30,7 @@ impl fmt::Display for StoreKind {
         f.write_str(match self {
             Self::Etcd => "etcd",
             Self::Consul => "Consul",
+            Self::ZooKeeper => "ZooKeeper",
         })
     }
 }
@@ -37,6 +42,8 @@ pub enum Store {
     Etcd(Etcd),
     /// Consul.
     Consul(Consul),
+    /// ZooKeeper.
+    ZooKeeper(ZooKeeper),
 }
 
 impl Store {
@@ -45,6 +52,7 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.members(),
             Self::Consul(consul) => consul.servers(),
+            Self::ZooKeeper(zookeeper) => zookeeper.servers(),
         }
     }
 
@@ -53,6 +61,7 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.stop(member).await,
             Self::Consul(consul) => consul.stop(member).await,
+            Self::ZooKeeper(zookeeper) => zookeeper.stop(member).await,
         }
     }
 
@@ -61,6 +70,7 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.kill(member).await,
             Self::Consul(consul) => consul.kill(member).await,
+            Self::ZooKeeper(zookeeper) => zookeeper.kill(member).await,
         }
     }
 
@@ -70,6 +80,7 @@ impl Store {
             match self {
                 Self::Etcd(etcd) => etcd.freeze(member),
                 Self::Consul(consul) => consul.freeze(member),
+                Self::ZooKeeper(zookeeper) => zookeeper.freeze(member),
             }
         }
     }
@@ -80,6 +91,7 @@ impl Store {
             match self {
                 Self::Etcd(etcd) => etcd.thaw(member),
                 Self::Consul(consul) => consul.thaw(member),
+                Self::ZooKeeper(zookeeper) => zookeeper.thaw(member),
             }
         }
     }
@@ -93,6 +105,20 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.restart(member),
             Self::Consul(consul) => consul.restart(member),
+            Self::ZooKeeper(zookeeper) => zookeeper.restart(member),
+        }
+    }
+
+    /// Returns the place of the member that leads the others.
+    ///
+    /// # Errors
+    ///
+    /// Fails where none does.
+    pub async fn leader(&self) -> Result<usize> {
+        match self {
+            Self::Etcd(etcd) => etcd.leader().await,
+            Self::Consul(consul) => consul.leader().await,
+            Self::ZooKeeper(zookeeper) => zookeeper.leader().await,
         }
     }
 
@@ -105,6 +131,7 @@ impl Store {
         match self {
             Self::Etcd(etcd) => etcd.wait_healthy(limit).await,
             Self::Consul(consul) => consul.wait_healthy(limit).await,
+            Self::ZooKeeper(zookeeper) => zookeeper.wait_healthy(limit).await,
         }
     }
 
@@ -119,6 +146,9 @@ impl Store {
             Self::Consul(consul) => {
                 let key = format!("service/{scope}/{key}");
                 consul.cli(&["kv", "delete", &key]).await.map(drop)
+            }
+            Self::ZooKeeper(zookeeper) => {
+                zookeeper.delete(&format!("/service/{scope}/{key}")).await
             }
         }
     }
@@ -138,6 +168,7 @@ impl Store {
                     .await
                     .map(drop)
             }
+            Self::ZooKeeper(zookeeper) => zookeeper.delete_all(&format!("/service/{scope}")).await,
         }
     }
 
@@ -150,6 +181,9 @@ impl Store {
         Ok(match kind {
             StoreKind::Etcd => Self::Etcd(Etcd::start_in(sandbox, members, host).await?),
             StoreKind::Consul => Self::Consul(Consul::start_in(sandbox, members, host).await?),
+            StoreKind::ZooKeeper => {
+                Self::ZooKeeper(ZooKeeper::start_in(sandbox, members, host).await?)
+            }
         })
     }
 
@@ -162,6 +196,7 @@ impl Store {
                 let host = consul.endpoint(node % consul.servers());
                 ("consul", json!({ "host": host }))
             }
+            Self::ZooKeeper(zookeeper) => ("zookeeper", json!({ "hosts": zookeeper.hosts() })),
         }
     }
 }

@@ -31,7 +31,7 @@ pub enum StoreFault {
     Stopped,
     /// The store is killed with -9 and started again at once.
     Killed,
-    /// One of three members is killed with -9.
+    /// One of three members is killed with -9: the one that leads in odd runs, another in even ones.
     OneOfThree,
     /// The store stands still (SIGSTOP) for half a ttl.
     FrozenBriefly,
@@ -202,7 +202,7 @@ impl StorePlan {
         let watch = Watch::start(cluster, old, number).await?;
         sleep(Duration::from_secs(1)).await;
         let fault_ms = boot_ms();
-        self.inject(cluster, old, number).await?;
+        let member = self.inject(cluster, old, number).await?;
         let by_consent = watch
             .leases
             .all()
@@ -215,7 +215,7 @@ impl StorePlan {
             .map(|seen| seen.until_ms)
             .max();
         let restored_ms = boot_ms();
-        self.restore(cluster, old, number).await?;
+        self.restore(cluster, old, member).await?;
         let primary = cluster
             .wait_streaming(cluster.nodes().len() - 1, Duration::from_secs(180))
             .await?;
@@ -251,9 +251,11 @@ impl StorePlan {
         Ok(run)
     }
 
-    /// Does the fault and waits until its effect is over or was watched for long enough.
-    async fn inject(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<()> {
+    /// Does the fault and waits until its effect is over or was watched for long enough; returns
+    /// the member of the store that it was done to.
+    async fn inject(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<usize> {
         let (store, scope) = (cluster.store(), cluster.scope());
+        let mut member = 0;
         match self.fault {
             StoreFault::Stopped => {
                 store.stop(0).await;
@@ -261,7 +263,10 @@ impl StorePlan {
             }
             StoreFault::Killed => store.kill(0).await,
             StoreFault::OneOfThree => {
-                store.kill(number % store.members()).await;
+                let leader = store.leader().await?;
+                let other = usize::from(number.is_multiple_of(2));
+                member = (leader + other) % store.members();
+                store.kill(member).await;
                 sleep(Duration::from_secs(self.ttl + 3)).await;
             }
             StoreFault::FrozenBriefly => {
@@ -296,14 +301,16 @@ impl StorePlan {
             }
             StoreFault::BootstrapKilled => {}
         }
-        Ok(())
+        Ok(member)
     }
 
-    async fn restore(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<()> {
+    async fn restore(&self, cluster: &Cluster, old: &Node, member: usize) -> Result<()> {
         let store = cluster.store();
         match self.fault {
-            StoreFault::Stopped | StoreFault::Killed | StoreFault::AllGone => store.restart(0)?,
-            StoreFault::OneOfThree => store.restart(number % store.members())?,
+            StoreFault::Stopped
+            | StoreFault::Killed
+            | StoreFault::OneOfThree
+            | StoreFault::AllGone => store.restart(member)?,
             StoreFault::FrozenBriefly | StoreFault::FrozenLong => store.thaw(),
             StoreFault::AllGoneStandbyDead => {
                 store.restart(0)?;

@@ -40,7 +40,7 @@ pub use services::{
     ClientTls, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, ServerTls, ServerTokens,
     VerifyClient,
 };
-pub use stores::{Consul, Etcd3, Service};
+pub use stores::{Consul, Etcd3, Service, ZooKeeper};
 
 use crate::config::boolean;
 use crate::ids::{BadName, MemberName, Scope};
@@ -67,6 +67,8 @@ pub struct Local {
     pub etcd3: Option<Etcd3>,
     /// The store, where it is Consul.
     pub consul: Option<Consul>,
+    /// The store, where it is ZooKeeper.
+    pub zookeeper: Option<ZooKeeper>,
     /// How a new cluster is made.
     pub bootstrap: Bootstrap,
     /// The server.
@@ -158,11 +160,14 @@ impl Local {
         let log = Log::read(&root.inner("log"), problems);
         let restapi = RestApi::read(&root.inner("restapi"), problems);
         let ctl = Ctl::read(&root.inner("ctl"), problems);
-        let (etcd3, consul) = (root.inner("etcd3"), root.inner("consul"));
-        let named = [("etcd3", etcd3.exists()), ("consul", consul.exists())];
+        let stores = ["etcd3", "consul", "zookeeper"].map(|name| (name, root.inner(name)));
+        let named = stores.each_ref();
+        let named = named.map(|(name, section)| (*name, section.exists()));
         stores::only_one(&named, problems);
-        let etcd3 = Etcd3::read(&etcd3, problems);
-        let consul = Consul::read(&consul, problems);
+        let [(_, etcd3), (_, consul), (_, zookeeper)] = &stores;
+        let etcd3 = Etcd3::read(etcd3, problems);
+        let consul = Consul::read(consul, problems);
+        let zookeeper = ZooKeeper::read(zookeeper, problems);
         let bootstrap = Bootstrap::read(&root.inner("bootstrap"), problems);
         let postgresql = Postgresql::read(&root.inner("postgresql"), problems);
         Some(Self {
@@ -174,6 +179,7 @@ impl Local {
             ctl,
             etcd3,
             consul,
+            zookeeper,
             bootstrap,
             postgresql: postgresql?,
             tags: published(root.map("tags").unwrap_or_default()),

@@ -103,7 +103,12 @@ impl ZooKeeper {
     pub fn new(options: ZooKeeperOptions) -> Result<Self, DcsError> {
         if options.hosts.is_empty() {
             let kind = spilo_core::dcs::DcsErrorKind::Refused;
-            return Err(DcsError::new(NAME, kind, "use the options", "no host is named"));
+            return Err(DcsError::new(
+                NAME,
+                kind,
+                "use the options",
+                "no host is named",
+            ));
         }
         Ok(Self {
             keys: Keys::new(&options.namespace, &options.scope),

@@ -55,7 +55,7 @@ fn variable(path: &str) -> Option<String> {
     let (section, rest) = path.split_once('.').unwrap_or(("", path));
     let rest = match section {
         "" if path.contains('*') || STORES.contains(&path) || path == "citus" => return None,
-        "" | "log" | "etcd3" | "consul" => path,
+        "" | "log" | "etcd3" | "consul" | "zookeeper" => path,
         "restapi" | "ctl" => return Some(shout(&path.replace("authentication.", ""))),
         "postgresql" => match rest.split_once('.') {
             None if FROM_VARIABLES.contains(&rest) => path,
@@ -116,7 +116,7 @@ const PREFIX: &str = "PATRONI_";
 const CONFIGURATION: &str = "PATRONI_CONFIGURATION";
 
 /// The sections that choose another store.
-const STORES: [&str; 5] = ["etcd", "zookeeper", "exhibitor", "kubernetes", "raft"];
+const STORES: [&str; 4] = ["etcd", "exhibitor", "kubernetes", "raft"];
 
 /// The keys of `postgresql` itself that variables set; the others are the file's alone.
 const FROM_VARIABLES: [&str; 7] = [
@@ -197,7 +197,12 @@ mod tests {
                 json!({"postgresql": {"authentication": {"superuser": {"sslmode": "require"}}}}),
             ),
             ("PATRONI_CONSUL_HOST", "h", json!({"consul": {"host": "h"}})),
-            ("PATRONI_ZOOKEEPER_HOSTS", "h", json!({"zookeeper": {}})),
+            (
+                "PATRONI_ZOOKEEPER_HOSTS",
+                "h",
+                json!({"zookeeper": {"hosts": ["h"]}}),
+            ),
+            ("PATRONI_EXHIBITOR_HOSTS", "h", json!({"exhibitor": {}})),
             ("PATRONI_ETCD_HOST", "h", json!({"etcd": {}})),
         ] {
             let (document, problems) = overlaid(json!({}), &[(name, text)]);

@@ -119,6 +119,15 @@ pub(super) fn consistency(value: &Value) -> Verdict {
     }
 }
 
+pub(super) fn zookeeper_tls(value: &Value) -> Verdict {
+    match boolean(value) {
+        Some(false) => Verdict::Fine,
+        _ => Verdict::Refuse(
+            "is not built: put a tunnel between, or ask for the servers' plain port".to_owned(),
+        ),
+    }
+}
+
 pub(super) fn checks(value: &Value) -> Verdict {
     match value {
         Value::Array(items) if items.is_empty() => Verdict::Fine,

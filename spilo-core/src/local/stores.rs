@@ -36,6 +36,16 @@ pub struct Consul {
     pub service: Option<Service>,
 }
 
+/// The ZooKeeper that the cluster agrees through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ZooKeeper {
+    /// Its servers, each as `host:port`; never empty.
+    pub hosts: Vec<String>,
+    /// Who the node is to it, as `user:password` of the scheme `digest`.
+    pub digest: Option<Secret>,
+}
+
 /// How members are registered as services in Consul.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -124,6 +134,37 @@ impl Consul {
     }
 }
 
+impl ZooKeeper {
+    pub(super) fn read(section: &Section<'_>, problems: &mut Problems) -> Option<Self> {
+        if !section.exists() {
+            return None;
+        }
+        let named = section.list("hosts");
+        if named.as_ref().is_none_or(Vec::is_empty) {
+            problems.error(
+                &section.path("hosts"),
+                ConfigErrorKind::Missing,
+                "is missing: no server of the store is named".to_owned(),
+            );
+        }
+        let mut hosts = Vec::new();
+        for item in named.unwrap_or_default() {
+            let parsed = Address::parse(&item, Some(ZOOKEEPER_PORT));
+            let host = section.valid("hosts", parsed, problems);
+            hosts.extend(host.map(|host| host.to_string()));
+        }
+        let digest = section.inner("auth_data").secret("digest");
+        if digest.as_ref().is_some_and(|it| !it.expose().contains(':')) {
+            problems.error(
+                &section.path("auth_data.digest"),
+                ConfigErrorKind::Invalid,
+                "must be `user:password`".to_owned(),
+            );
+        }
+        (!hosts.is_empty()).then_some(Self { hosts, digest })
+    }
+}
+
 impl Service {
     fn read(section: &Section<'_>, problems: &mut Problems) -> Option<Self> {
         let name = "service_check_interval";
@@ -206,6 +247,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The port that Consul serves HTTP on.
 const CONSUL_PORT: u16 = 8500;
+
+/// The port that ZooKeeper serves clients on.
+const ZOOKEEPER_PORT: u16 = 2181;
 
 /// Where Consul's agent is: as a rule there is one on every machine.
 const LOCAL: &str = "127.0.0.1";

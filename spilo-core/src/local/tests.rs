@@ -299,6 +299,35 @@ fn what_another_setting_needs_is_missed() {
 }
 
 #[test]
+fn zookeeper_is_found_as_patroni_finds_it() {
+    for hosts in [json!("z1,z2:81"), json!(["z1:2181", "z2:81"])] {
+        let section = json!({"hosts": hosts, "auth_data": {"digest": "me:secret"}});
+        let parsed = with(json!({"etcd3": null, "zookeeper": section})).unwrap();
+        assert_eq!(parsed.warnings, [""; 0]);
+        assert_eq!(parsed.shown["zookeeper"]["auth_data"]["digest"], "***");
+        let zookeeper = parsed.local.zookeeper.unwrap();
+        assert_eq!(zookeeper.hosts, ["z1:2181", "z2:81"]);
+        assert_eq!(zookeeper.digest, Some(Secret::new("me:secret")));
+    }
+    for (section, problem) in [
+        (
+            json!({}),
+            "zookeeper.hosts: is missing: no server of the store is named",
+        ),
+        (
+            json!({"hosts": "z1", "auth_data": {"digest": "me"}}),
+            "zookeeper.auth_data.digest: must be `user:password`",
+        ),
+    ] {
+        let change = json!({"etcd3": null, "zookeeper": section});
+        assert_eq!(errors(change), [problem]);
+    }
+    let both = json!({"zookeeper": {"hosts": "z1"}});
+    let problem = "zookeeper: is a second store beside `etcd3`: a cluster agrees through one";
+    assert_eq!(errors(both), [problem]);
+}
+
+#[test]
 fn consul_is_found_as_patroni_finds_it() {
     for (section, url) in [
         (json!({}), "http://127.0.0.1:8500"),
@@ -373,7 +402,15 @@ fn what_decides_who_may_write_and_is_not_built_is_refused() {
         (json!({"watchdog": {"mode": "required"}}), "watchdog.mode"),
         (json!({"watchdog": {"mode": "maybe"}}), "watchdog.mode"),
         (json!({"etcd": {"host": "a:1"}}), "etcd"),
-        (json!({"zookeeper": {}}), "zookeeper"),
+        (json!({"exhibitor": {}}), "exhibitor"),
+        (
+            json!({"etcd3": null, "zookeeper": {"hosts": "z", "use_ssl": true}}),
+            "zookeeper.use_ssl",
+        ),
+        (
+            json!({"etcd3": null, "zookeeper": {"hosts": "z", "set_acls": {"CN=a": ["ALL"]}}}),
+            "zookeeper.set_acls",
+        ),
         (json!({"kubernetes": {}}), "kubernetes"),
         (json!({"citus": {"group": 0}}), "citus"),
         (
@@ -537,17 +574,17 @@ fn the_environment_alone_is_enough() {
 fn an_error_in_a_variable_names_the_variable() {
     let env = BTreeMap::from([
         ("PATRONI_LOG_FILE_NUM".to_owned(), "x".to_owned()),
-        ("PATRONI_ZOOKEEPER_HOSTS".to_owned(), "x".to_owned()),
+        ("PATRONI_EXHIBITOR_HOSTS".to_owned(), "x".to_owned()),
     ]);
     let found = Local::parse(Value::Object(base()), &env).unwrap_err();
     let text: Vec<_> = found.iter().map(ToString::to_string).collect();
     assert_eq!(
         text,
         [
+            "exhibitor: is not a store that is built in: use `etcd3`, `consul` or `zookeeper` (from \
+             PATRONI_EXHIBITOR_HOSTS)",
             "log.file_num: must be an integer from 0 to 2147483647, found \"x\" (from \
              PATRONI_LOG_FILE_NUM)",
-            "zookeeper: is not a store that is built in: use `etcd3` or `consul` (from \
-             PATRONI_ZOOKEEPER_HOSTS)",
         ]
     );
 }

@@ -72,7 +72,10 @@ impl ZooKeeper {
         paths.push(self.keys.leader());
         paths.extend(Key::ALL.map(|key| self.keys.document(key)));
         paths.extend(names.iter().map(|name| self.keys.member(name)));
-        let (nodes, there) = self.link.nodes(client, &paths, Some(&directory), until).await?;
+        let (nodes, there) = self
+            .link
+            .nodes(client, &paths, Some(&directory), until)
+            .await?;
         // The latest transaction that changed a node, or made or deleted one below it.
         let latest = |node: &Node| node.stat.mzxid.max(node.stat.pzxid);
         let revision = nodes.iter().flatten().map(latest).max().unwrap_or(0);
@@ -98,7 +101,9 @@ impl ZooKeeper {
         });
         for key in Key::ALL {
             let node = nodes.next().flatten();
-            snapshot.documents.extend(node.map(|node| (key, entry(node))));
+            snapshot
+                .documents
+                .extend(node.map(|node| (key, entry(node))));
         }
         for name in names {
             let node = nodes.next().flatten();
@@ -162,7 +167,11 @@ impl ZooKeeper {
         let failed = |effect| move |failure: Failure| failure.while_about_to(action, effect);
         let error = |kind, problem: &str| Err(DcsError::new(NAME, kind, action, problem));
         let until = self.link.deadline();
-        let client = self.link.client(until).await.map_err(failed(Effect::Read))?;
+        let client = self
+            .link
+            .client(until)
+            .await
+            .map_err(failed(Effect::Read))?;
         let mut checks = Vec::new();
         if let Expect::Leader(epoch) = expect {
             let holding = self.holding(&client, epoch, until).await;

@@ -119,7 +119,12 @@ impl ZooKeeper {
                 ops.extend(
                     claim.map(|node| Op::Delete(initialize.clone(), Some(node.stat.version))),
                 );
-                match self.link.transact(&client, &ops, until).await.map_err(failed)? {
+                match self
+                    .link
+                    .transact(&client, &ops, until)
+                    .await
+                    .map_err(failed)?
+                {
                     Outcome::Done(_) => break 'tried true,
                     Outcome::Refused(at, _) if at <= CHECKS => return Err(conflict()),
                     // Somebody wrote one of the others in this moment.
@@ -130,7 +135,12 @@ impl ZooKeeper {
         };
         if !done {
             let problem = "others write the record all the time";
-            return Err(DcsError::new(NAME, DcsErrorKind::Unavailable, action, problem));
+            return Err(DcsError::new(
+                NAME,
+                DcsErrorKind::Unavailable,
+                action,
+                problem,
+            ));
         }
         if let Some(session) = self.leases.get(secret.session) {
             self.end_if_time(session, until).await;
@@ -254,7 +264,11 @@ impl ZooKeeper {
         let Some(session) = self.leases.get(secret.session) else {
             return Ok(None);
         };
-        match self.link.attach(Some(session.info), session.ttl, until).await {
+        match self
+            .link
+            .attach(Some(session.info), session.ttl, until)
+            .await
+        {
             Ok(client) => Ok(Some(client)),
             Err(failure) if failure.is_expired() => {
                 self.leases.forget(secret.session);
@@ -275,7 +289,9 @@ impl ZooKeeper {
     }
 
     async fn make_epoch(&self, client: &Client, until: Instant) -> Result<(), Failure> {
-        self.link.make_directory(client, &self.epoch_path(), until).await
+        self.link
+            .make_directory(client, &self.epoch_path(), until)
+            .await
     }
 
     async fn end_if_time(&self, session: Quiet, until: Instant) {

@@ -51,14 +51,22 @@ impl ZooKeeper {
                 // A write of the same would only wake everybody.
                 Some(node) if is_ours && node.value == record => return Ok(()),
                 Some(node) if is_ours => {
-                    vec![Op::Set(path.clone(), record.clone(), Some(node.stat.version))]
+                    vec![Op::Set(
+                        path.clone(),
+                        record.clone(),
+                        Some(node.stat.version),
+                    )]
                 }
                 // An earlier incarnation's session holds it.
                 Some(node) => vec![
                     Op::Delete(path.clone(), Some(node.stat.version)),
                     Op::Create(path.clone(), record.clone(), CreateMode::Ephemeral),
                 ],
-                None => vec![Op::Create(path.clone(), record.clone(), CreateMode::Ephemeral)],
+                None => vec![Op::Create(
+                    path.clone(),
+                    record.clone(),
+                    CreateMode::Ephemeral,
+                )],
             };
             let outcome = self.link.transact(&client, &ops, until).await;
             match outcome.map_err(failed)? {
@@ -72,7 +80,12 @@ impl ZooKeeper {
             }
         }
         let problem = "others write the record all the time";
-        Err(DcsError::new(NAME, DcsErrorKind::Unavailable, ACTION, problem))
+        Err(DcsError::new(
+            NAME,
+            DcsErrorKind::Unavailable,
+            ACTION,
+            problem,
+        ))
     }
 
     /// Returns a connection in the member's session, a new one if the last has ended.

@@ -86,7 +86,15 @@ mod tests {
             holding: 0,
         };
         assert_eq!(Secret::parse(&secret.write()), Some(secret));
-        for text in ["", "0x1", "0x1@2", "1@2@3", "0x1@2@3@4", "0x1@-2@3", "0xg@2@3"] {
+        for text in [
+            "",
+            "0x1",
+            "0x1@2",
+            "1@2@3",
+            "0x1@2@3@4",
+            "0x1@-2@3",
+            "0xg@2@3",
+        ] {
             assert_eq!(Secret::parse(&LeaseSecret(text.to_owned())), None, "{text}");
         }
     }

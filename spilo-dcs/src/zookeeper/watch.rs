@@ -69,10 +69,7 @@ impl ZooKeeper {
             client.watch(&base, AddWatchMode::PersistentRecursive),
         );
         let late = |_| Failure::of_request(zookeeper_client::Error::Timeout);
-        let watcher = watcher
-            .await
-            .map_err(late)?
-            .map_err(Failure::of_request)?;
+        let watcher = watcher.await.map_err(late)?.map_err(Failure::of_request)?;
         Ok(Watch {
             watcher,
             _client: client,

@@ -97,9 +97,15 @@ async fn what_is_made_by_a_user_is_for_that_user_alone() {
 async fn a_ttl_that_the_servers_do_not_grant_is_refused_with_the_remedy() {
     let server = ZooKeeperServer::start().await;
     let (dcs, me) = (server.zookeeper(), MemberName::new("pg-0").unwrap());
-    let refused = dcs.acquire(&me, Duration::from_secs(3601)).await.unwrap_err();
+    let refused = dcs
+        .acquire(&me, Duration::from_secs(3601))
+        .await
+        .unwrap_err();
     assert_eq!(refused.kind(), DcsErrorKind::Refused);
-    assert!(refused.to_string().contains("maxSessionTimeout"), "{refused}");
+    assert!(
+        refused.to_string().contains("maxSessionTimeout"),
+        "{refused}"
+    );
     assert_eq!(dcs.read().await.unwrap().leader, None);
 }
 
@@ -113,7 +119,9 @@ async fn a_leader_of_patronis_is_seen_and_not_written_over() {
     patroni.delete("/service/demo/leader", None).await.unwrap();
     let mode = zookeeper_client::CreateMode::Ephemeral;
     let options = mode.with_acls(zookeeper_client::Acls::anyone_all());
-    let made = patroni.create("/service/demo/leader", b"pg-1", &options).await;
+    let made = patroni
+        .create("/service/demo/leader", b"pg-1", &options)
+        .await;
     made.unwrap();
     let by = Expect::Leader(lease.epoch);
     for refused in [

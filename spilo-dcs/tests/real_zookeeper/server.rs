@@ -135,7 +135,9 @@ impl ZooKeeperServer {
         stream.write_all(b"srvr").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
-        let mode = answer.lines().find_map(|line| line.strip_prefix("Mode: "))?;
+        let mode = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("Mode: "))?;
         Some(mode.to_owned())
     }
 }

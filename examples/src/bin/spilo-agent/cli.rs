@@ -64,7 +64,8 @@ Examples:
   kill -USR1 $(pidof spilo-agent)     # then start the new version
 
 A configuration for one node, complete but for certificates; instead of etcd3 it may say
-consul: {host: 127.0.0.1:8500}, with token, scheme, cacert, cert and key:
+consul: {host: 127.0.0.1:8500}, with token, scheme, cacert, cert and key, or
+zookeeper: {hosts: [10.0.0.1:2181]}, with auth_data: {digest: user:password}:
   scope: demo
   name: node-1
   etcd3:

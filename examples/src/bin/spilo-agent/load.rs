@@ -54,15 +54,19 @@ fn load(config: Option<&Path>, env: &Env) -> Result<Parsed, Faults> {
     let (document, env) = document(config, env).map_err(|e| Faults(vec![format!("{e:#}")]))?;
     let parsed = Local::parse(document, &env);
     let no_store = || {
-        let problem =
-            "is missing: the cluster agrees through etcd, so say where it is (or `consul`)";
+        let problem = "is missing: the cluster agrees through etcd, so say where it is (or `consul`, or `zookeeper`)";
         ConfigError::new(ConfigErrorKind::Missing, "etcd3", problem)
     };
     match parsed {
-        Ok(parsed) if parsed.local.etcd3.is_some() || parsed.local.consul.is_some() => Ok(parsed),
+        Ok(parsed) if has_store(&parsed.local) => Ok(parsed),
         Ok(_) => Err(Faults(vec![no_store().to_string()])),
         Err(errors) => Err(Faults(errors.iter().map(ToString::to_string).collect())),
     }
+}
+
+/// Returns whether there is a store to agree through.
+pub(crate) fn has_store(local: &Local) -> bool {
+    local.etcd3.is_some() || local.consul.is_some() || local.zookeeper.is_some()
 }
 
 /// Returns the `PATRONI_*` variables of this process.
@@ -270,7 +274,7 @@ postgresql:
         assert_eq!(
             faults,
             [
-                "etcd3: is missing: the cluster agrees through etcd, so say where it is (or `consul`)"
+                "etcd3: is missing: the cluster agrees through etcd, so say where it is (or `consul`, or `zookeeper`)"
             ]
         );
     }

@@ -73,6 +73,7 @@ fn fixed(old: &Local, new: &Local) -> Vec<&'static str> {
     differs("restapi.certfile", old.restapi.tls == new.restapi.tls);
     differs("etcd3", old.etcd3 == new.etcd3);
     differs("consul", old.consul == new.consul);
+    differs("zookeeper", old.zookeeper == new.zookeeper);
     let (old, new) = (&old.postgresql, &new.postgresql);
     differs("postgresql.listen", old.listen == new.listen);
     differs("postgresql.connect_address", old.connect == new.connect);
@@ -96,6 +97,7 @@ fn with_fixed_of(old: &Local, mut new: Local) -> Local {
     new.restapi.tls.clone_from(&old.restapi.tls);
     new.etcd3.clone_from(&old.etcd3);
     new.consul.clone_from(&old.consul);
+    new.zookeeper.clone_from(&old.zookeeper);
     let (from, to) = (&old.postgresql, &mut new.postgresql);
     to.listen = from.listen.clone();
     to.connect = from.connect.clone();

@@ -17,7 +17,7 @@ use spilo_core::machine::Identity;
 use spilo_core::{Dcs, DynamicConfig};
 use spilo_dcs::consul::{ConsulTls, Registration};
 use spilo_dcs::etcd::EtcdTls;
-use spilo_dcs::{Consul, ConsulOptions, Etcd, EtcdOptions};
+use spilo_dcs::{Consul, ConsulOptions, Etcd, EtcdOptions, ZooKeeper, ZooKeeperOptions};
 use spilo_pg::{GuardOptions, LocalOptions};
 
 /// Makes everything that a start makes out of the settings and changes nothing; returns what
@@ -31,7 +31,7 @@ pub(crate) fn check(local: &Local) -> Vec<String> {
     // Members are shown the server's certificate where there is no other, and it is one fault.
     note(server_tls(local).and_then(|_| asking(peers(local)).context("ctl, restapi")));
     // That there is none is said by whoever reads the configuration.
-    if local.etcd3.is_some() || local.consul.is_some() {
+    if crate::load::has_store(local) {
         note(store(local).map(drop));
     }
     if let Some(etcd3) = &local.etcd3 {
@@ -75,17 +75,19 @@ pub(crate) fn identity(local: &Local) -> Result<Identity> {
 
 /// Returns the store that the cluster agrees through, without connecting.
 pub(crate) fn store(local: &Local) -> Result<Arc<dyn Dcs>> {
-    match (&local.etcd3, &local.consul) {
-        (Some(etcd3), _) => {
-            let etcd = Etcd::new(etcd(local, etcd3)).context("etcd3")?;
-            Ok(Arc::new(etcd))
-        }
-        (None, Some(section)) => {
-            let consul = Consul::new(consul(local, section)).context("consul")?;
-            Ok(Arc::new(consul))
-        }
-        (None, None) => bail!("there is neither `etcd3` nor `consul`"),
+    if let Some(section) = &local.etcd3 {
+        let etcd = Etcd::new(etcd(local, section)).context("etcd3")?;
+        return Ok(Arc::new(etcd));
     }
+    if let Some(section) = &local.consul {
+        let consul = Consul::new(consul(local, section)).context("consul")?;
+        return Ok(Arc::new(consul));
+    }
+    let Some(section) = &local.zookeeper else {
+        bail!("there is neither `etcd3` nor `consul` nor `zookeeper`");
+    };
+    let zookeeper = ZooKeeper::new(zookeeper(local, section)).context("zookeeper")?;
+    Ok(Arc::new(zookeeper))
 }
 
 /// Returns how long a request to the store may take: one that hangs must leave time for another
@@ -124,6 +126,18 @@ fn consul(local: &Local, section: &local::Consul) -> ConsulOptions {
             None => tls,
         }
     });
+    options
+}
+
+/// Returns how ZooKeeper is reached.
+fn zookeeper(local: &Local, section: &local::ZooKeeper) -> ZooKeeperOptions {
+    let mut options = ZooKeeperOptions::new(local.scope.clone(), section.hosts.iter().cloned());
+    options.namespace.clone_from(&local.namespace);
+    options.request_timeout = request_timeout(local);
+    options.digest = section
+        .digest
+        .as_ref()
+        .map(|digest| digest.expose().to_owned());
     options
 }
 

@@ -147,7 +147,19 @@ pub(in crate::local) const KEYS: &[Key] = &[
     key("consul.service_tags", List, Built),
     key("consul.service_check_interval", Text, Built),
     key("consul.service_check_tls_server_name", Text, Built),
-    key("zookeeper", Any, Refused(OTHER_STORE)),
+    key("zookeeper.hosts", List, Built),
+    key("zookeeper.auth_data.digest", Secret, Built),
+    key("zookeeper.use_ssl", Flag, Judged(judge::zookeeper_tls)),
+    key("zookeeper.cacert", Text, Ignored(NO_ZOOKEEPER_TLS)),
+    key("zookeeper.cert", Text, Ignored(NO_ZOOKEEPER_TLS)),
+    key("zookeeper.key", Text, Ignored(NO_ZOOKEEPER_TLS)),
+    key("zookeeper.key_password", Secret, Ignored(NO_ZOOKEEPER_TLS)),
+    key("zookeeper.verify", Flag, Ignored(NO_ZOOKEEPER_TLS)),
+    key(
+        "zookeeper.set_acls",
+        Map,
+        Refused("what is made is for its maker alone: name that in `zookeeper.auth_data.digest`"),
+    ),
     key("exhibitor", Any, Refused(OTHER_STORE)),
     key("kubernetes", Any, Refused(OTHER_STORE)),
     key("raft", Any, Refused(OTHER_STORE)),
@@ -471,7 +483,8 @@ const OWN_NAMES: &str =
 const NO_CERTIFICATES: &str =
     "connecting by certificates of one's own is not built, and the role would not get in";
 const PLAIN_LINES: &str = "lines keep their default form";
-const OTHER_STORE: &str = "is not a store that is built in: use `etcd3` or `consul`";
+const NO_ZOOKEEPER_TLS: &str = "ZooKeeper is spoken to without TLS";
+const OTHER_STORE: &str = "is not a store that is built in: use `etcd3`, `consul` or `zookeeper`";
 const AS_DYNAMIC: &str =
     "decides who may connect by role, and is not built: use `postgresql.pg_hba`";
 const BY_ROLE: &str = "the same parameters hold in every role";
