@@ -19,7 +19,18 @@ use crate::service::Service;
 #[derive(Debug)]
 pub struct Etcd {
     members: Vec<Member>,
-    _sandbox: Arc<Sandbox>,
+    /// What stands before the members, where something does: its address and its process.
+    front: Option<(String, Service, Port)>,
+    sandbox: Arc<Sandbox>,
+}
+
+/// What of etcd's own may stand between clients and members.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Front {
+    /// `etcd gateway`: passes connections on.
+    Gateway,
+    /// `etcd grpc-proxy`: speaks the protocol, and gathers watches and leases.
+    Proxy,
 }
 
 #[derive(Debug)]
@@ -85,10 +96,43 @@ impl Etcd {
         }
         let etcd = Self {
             members,
-            _sandbox: sandbox,
+            front: None,
+            sandbox,
         };
         etcd.wait_healthy(Duration::from_secs(20)).await?;
         Ok(etcd)
+    }
+
+    /// Puts something between the clients and the members, and waits until it listens.
+    pub(crate) async fn behind(mut self, front: Front, host: IpAddr) -> Result<Self> {
+        let port = Port::reserve()?;
+        let endpoint = format!("{host}:{}", port.number());
+        let (name, scheme) = match front {
+            Front::Gateway => ("gateway", ""),
+            Front::Proxy => ("grpc-proxy", "http://"),
+        };
+        let members: Vec<String> = self.endpoints();
+        let members: Vec<String> = members.iter().map(|at| format!("{scheme}{at}")).collect();
+        let arguments = vec![
+            name.to_owned(),
+            "start".to_owned(),
+            format!("--endpoints={}", members.join(",")),
+            format!("--listen-addr={endpoint}"),
+        ];
+        let log = self.sandbox.dir().join(format!("{name}.log"));
+        let program = exec::find_program(["etcd"]).context("etcd is not installed")?;
+        let service = Service::new(program, arguments, log);
+        service.spawn()?;
+        let end = Instant::now() + Duration::from_secs(20);
+        while tokio::net::TcpStream::connect(&endpoint).await.is_err() {
+            anyhow::ensure!(
+                Instant::now() < end,
+                "etcd {name} does not listen on {endpoint}"
+            );
+            sleep(Duration::from_millis(50)).await;
+        }
+        self.front = Some((endpoint, service, port));
+        Ok(self)
     }
 
     /// Returns how many members there are, running or not.
@@ -96,9 +140,12 @@ impl Etcd {
         self.members.len()
     }
 
-    /// Returns the members' client addresses, `host:port` each, as Patroni's `etcd3.hosts` wants
-    /// them.
+    /// Returns the addresses for clients, `host:port` each, as Patroni's `etcd3.hosts` wants them:
+    /// those of the members, or the one of what stands before them.
     pub fn endpoints(&self) -> Vec<String> {
+        if let Some((endpoint, ..)) = &self.front {
+            return vec![endpoint.clone()];
+        }
         self.members
             .iter()
             .map(|member| member.endpoint.clone())

@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 
 use crate::consul::Consul;
-use crate::etcd::Etcd;
+use crate::etcd::{Etcd, Front};
 use crate::sandbox::Sandbox;
 use crate::zookeeper::ZooKeeper;
 
@@ -18,6 +18,10 @@ use crate::zookeeper::ZooKeeper;
 pub enum StoreKind {
     /// etcd.
     Etcd,
+    /// etcd, behind `etcd gateway`.
+    EtcdGateway,
+    /// etcd, behind `etcd grpc-proxy`.
+    EtcdProxy,
     /// Consul.
     Consul,
     /// ZooKeeper.
@@ -29,6 +33,8 @@ impl fmt::Display for StoreKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Etcd => "etcd",
+            Self::EtcdGateway => "etcd behind its gateway",
+            Self::EtcdProxy => "etcd behind its proxy",
             Self::Consul => "Consul",
             Self::ZooKeeper => "ZooKeeper",
         })
@@ -178,8 +184,19 @@ impl Store {
         members: usize,
         host: IpAddr,
     ) -> Result<Self> {
+        let front = match kind {
+            StoreKind::EtcdGateway => Some(Front::Gateway),
+            StoreKind::EtcdProxy => Some(Front::Proxy),
+            StoreKind::Etcd | StoreKind::Consul | StoreKind::ZooKeeper => None,
+        };
         Ok(match kind {
-            StoreKind::Etcd => Self::Etcd(Etcd::start_in(sandbox, members, host).await?),
+            StoreKind::Etcd | StoreKind::EtcdGateway | StoreKind::EtcdProxy => {
+                let etcd = Etcd::start_in(sandbox, members, host).await?;
+                Self::Etcd(match front {
+                    Some(front) => etcd.behind(front, host).await?,
+                    None => etcd,
+                })
+            }
             StoreKind::Consul => Self::Consul(Consul::start_in(sandbox, members, host).await?),
             StoreKind::ZooKeeper => {
                 Self::ZooKeeper(ZooKeeper::start_in(sandbox, members, host).await?)

@@ -1,5 +1,6 @@
 //! Faults of etcd: what must go unnoticed does, and what must not never makes a second writer.
 
+use spilo_benches::StoreKind;
 use spilo_benches::store_faults::{StoreFault, StorePlan};
 
 async fn without_violation(fault: StoreFault, ttl: u64, times: usize) {
@@ -25,6 +26,26 @@ async fn real_etcd_killed_and_restarted_goes_unnoticed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_one_of_three_etcd_members_killed_goes_unnoticed() {
     without_violation(StoreFault::OneOfThree, 10, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_one_of_three_etcd_members_killed_behind_a_gateway_goes_unnoticed() {
+    behind(StoreKind::EtcdGateway).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_one_of_three_etcd_members_killed_behind_a_proxy_goes_unnoticed() {
+    behind(StoreKind::EtcdProxy).await;
+}
+
+async fn behind(front: StoreKind) {
+    let plan = StorePlan::new(StoreFault::OneOfThree, 10).store(front);
+    let report = plan
+        .repeat(2)
+        .run()
+        .await
+        .expect("the plan runs to its end");
+    assert_eq!(report.violations(), Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

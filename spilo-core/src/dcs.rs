@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, MemberName, Revision};
 
+#[doc = include_str!("dcs/guide.md")]
+pub mod guide {}
+
 /// A linearisable key-value store with leases, scoped to one cluster.
 ///
 /// # Contract
@@ -38,7 +41,7 @@ use crate::ids::{Epoch, MemberName, Revision};
 ///
 /// # Examples
 /// A store in 200 lines is in `conformance::dcs`, with the tests that it passes (feature
-/// `conformance`).
+/// `conformance`). How to write one is told in [`guide`].
 #[async_trait]
 pub trait Dcs: Send + Sync + fmt::Debug {
     /// Returns what this store can do.

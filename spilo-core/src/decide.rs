@@ -16,7 +16,9 @@ mod view;
 use serde::{Deserialize, Serialize};
 
 use crate::dcs::Expect;
+use crate::machine::duties::{FENCE_AGAIN, RETRY};
 use crate::machine::{Exit, LeaseRequest};
+use crate::mutant::{Mutant, planted};
 use crate::pg::{PgOp, Upstream};
 
 pub use rule::Rule;
@@ -63,14 +65,17 @@ pub fn decide(view: &View<'_>) -> Decision {
     paced(view, wanted(view))
 }
 
-/// Leaves a moment between fences that fail.
+/// Leaves a moment between fences that fail: the next may fail as fast.
 fn paced(view: &View<'_>, decision: Decision) -> Decision {
     let action = match decision.action {
         Action::Fence => Action::Wait,
         Action::CancelAndFence => Action::Cancel,
         _ => return decision,
     };
-    if view.facts.may_fence() {
+    let alone = view.facts.guard_failing.is_some() || view.leadership().is_none();
+    let pause = if alone { FENCE_AGAIN } else { RETRY };
+    let rested = view.facts.ago(view.facts.lanes.fence_failed) >= pause;
+    if rested || planted(Mutant::FenceHammered) {
         return decision;
     }
     let why = format!("{}; the last fence failed", decision.why);

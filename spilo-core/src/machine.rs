@@ -10,7 +10,7 @@
 
 mod absorb;
 mod consent;
-mod duties;
+pub(crate) mod duties;
 pub mod facts;
 pub mod lease;
 mod limits;

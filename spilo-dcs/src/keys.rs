@@ -3,6 +3,7 @@
 use spilo_core::Scope;
 use spilo_core::dcs::Key;
 
+#[cfg(any(feature = "consul", feature = "etcd"))]
 use crate::place::{Place, place};
 
 /// The keys of one cluster.
@@ -45,6 +46,7 @@ impl Keys {
 
     /// Returns what stands at `key`; `None` for a key that is not ours, deeper ones among them
     /// (Citus keeps its groups there).
+    #[cfg(any(feature = "consul", feature = "etcd"))]
     pub(crate) fn place(&self, key: &[u8]) -> Option<Place> {
         place(std::str::from_utf8(key).ok()?.strip_prefix(&self.base)?)
     }
@@ -90,6 +92,7 @@ mod tests {
         assert_eq!(keys.place(b"/foo/demo/leader"), None);
     }
 
+    #[cfg(any(feature = "consul", feature = "etcd"))]
     #[test]
     fn only_our_own_keys_have_a_place() {
         let keys = keys("service");

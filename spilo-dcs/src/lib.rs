@@ -23,12 +23,7 @@ pub mod etcd;
 #[cfg(any(feature = "consul", feature = "etcd", feature = "zookeeper"))]
 mod keys;
 pub mod memory;
-#[cfg(any(
-    feature = "consul",
-    feature = "discovery",
-    feature = "etcd",
-    feature = "zookeeper"
-))]
+#[cfg(any(feature = "consul", feature = "discovery", feature = "etcd"))]
 mod place;
 #[cfg(feature = "zookeeper")]
 pub mod zookeeper;

@@ -268,8 +268,10 @@ fn peers(view: &View<'_>) -> Option<Decision> {
             continue;
         }
         if let Some(theirs) = ahead(peer, mine, view.facts.own_history.as_ref()) {
-            // What is left of a branch that the cluster has gone on without. It leads nobody.
-            if too_far_behind(view, theirs.lsn).is_some() && !planted(Mutant::DeadBranchAwaited) {
+            // What is left of a branch that the cluster has gone on without, and leads nobody; or
+            // it has not replayed yet what it has.
+            let is_dead = is_late && too_far_behind(view, theirs.lsn).is_some();
+            if is_dead && !planted(Mutant::DeadBranchAwaited) {
                 continue;
             }
             let why = format!("{name} is at {theirs}, this server at {mine}");

@@ -212,6 +212,12 @@ fn own_server(facts: &Facts, put: &mut dyn FnMut(&str, String)) {
     if let Some((since, why)) = &facts.fence_failing {
         put("fence", format!("fails since {}: {why}", ago(*since)));
     }
+    if let Some(since) = facts.unburied {
+        put(
+            "fence",
+            format!("killed all, and not gone since {}", ago(since)),
+        );
+    }
     if facts.checkpoint_pending {
         put("checkpoint", "still to come after the promotion".to_owned());
     }

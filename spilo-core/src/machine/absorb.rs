@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::duties::FENCE_PATIENCE;
 use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
 use super::lease::{Holding, Predecessor, Proof};
 use super::listed::Listed;
@@ -321,8 +322,13 @@ impl Machine {
         };
         facts.pg_failing = None;
         facts.lanes.observe_failed = None;
-        if matches!(status.server, Server::Down | Server::Running(_)) && at >= facts.settled_at {
-            facts.fence_failing = None;
+        if at >= facts.settled_at {
+            if matches!(status.server, Server::Down | Server::Running(_)) {
+                (facts.fence_failing, facts.unburied) = (None, None);
+            } else if facts.unburied.is_some() {
+                // Killing it once more would come to the same.
+                facts.lanes.fence_failed = Some(facts.now);
+            }
         }
         let before = facts.pg.as_ref().map(|seen| kind_of(&seen.value.server));
         if before != Some(kind_of(&status.server)) {
@@ -460,11 +466,14 @@ impl Machine {
                 facts.promotion_ordered = false;
                 facts.fenced_at = Some(facts.now);
                 facts.fence_failing = None;
+                facts.unburied.get_or_insert(began);
                 facts.lanes.fence_failed = None;
             }
             Err(failure) => {
-                let since = facts.fence_failing.take().map_or(began, |(since, _)| since);
-                facts.fence_failing = Some((since, failure.text));
+                let before = facts.fence_failing.take().map(|(since, _)| since);
+                let goes_on = began.since(facts.lanes.fence_failed.unwrap_or_default());
+                let since = before.filter(|_| goes_on < FENCE_PATIENCE);
+                facts.fence_failing = Some((since.unwrap_or(began), failure.text));
                 facts.lanes.fence_failed = Some(facts.now);
             }
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::duties::RETRY;
+use super::duties::FENCE_PATIENCE;
 use super::lease::{Consent, Earlier, Holding, Predecessor, Promise};
 use super::listed::Listed;
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
@@ -100,8 +100,11 @@ pub struct Facts {
     pub fencing: Option<NodeTime>,
     /// When a fence last proved that no process of the server is left.
     pub fenced_at: Option<NodeTime>,
-    /// Since when fences fail, and why, unless the server is known to be down or to serve.
+    /// Since when a fence is wanted and fails, and why.
     pub fence_failing: Option<(NodeTime, String)>,
+    /// Since when a fence has killed all there is, and no look shows that it is gone: the kernel
+    /// holds it up.
+    pub unburied: Option<NodeTime>,
     /// Operations that failed since they last succeeded.
     pub failures: BTreeMap<PgOpKind, OpFailure>,
     /// A hand-over whose stop was clean: for whom, and since when it waits for the release.
@@ -310,6 +313,7 @@ impl Facts {
             fencing: None,
             fenced_at: None,
             fence_failing: None,
+            unburied: None,
             failures: BTreeMap::new(),
             handed_over: None,
             checkpoint_pending: false,
@@ -395,21 +399,30 @@ impl Facts {
             })
     }
 
-    /// Returns whether the next fence may begin. One that fails may do so at once, and the next as
-    /// fast.
-    pub(crate) fn may_fence(&self) -> bool {
-        self.ago(self.lanes.fence_failed) >= RETRY || planted(Mutant::FenceHammered)
-    }
-
-    /// Returns for how long a fence has not come to an end, by attempts that failed or by one that
-    /// waits for the kernel.
+    /// Returns for how long the server has had to end and has not, although it writes no more, or the
+    /// guard will see to that.
     ///
-    /// What waits for a disk that hangs cannot be killed, and serves nobody. An attempt that failed
-    /// says less: only with a guard that answers do the writes end all the same, by its deadline.
+    /// What waits for a disk that hangs cannot be killed, and serves nobody. A fence that failed says
+    /// less: only where the guard answers, and the server is its own, the writes end by its
+    /// deadline all the same.
     pub(super) fn unfenced_for(&self) -> Option<Duration> {
+        let silent = [GuardErrorKind::Gone, GuardErrorKind::Silent];
+        let failure = self.guard_failing.as_ref().map(|(_, failure)| failure.kind);
+        let guards = failure.is_none_or(|kind| !silent.contains(&kind))
+            && self
+                .guard
+                .as_ref()
+                .is_some_and(|guard| guard.value.alive && guard.value.deadline.is_some());
+        // One that is not wanted any more is not tried again.
+        let wanted = self.fencing.is_some() || self.ago(self.lanes.fence_failed) < FENCE_PATIENCE;
         let failing = self.fence_failing.as_ref().map(|(since, _)| *since);
-        let guarded = failing.filter(|_| self.guard_failing.is_none());
-        guarded.or(self.fencing).map(|since| self.now.since(since))
+        let failing = failing.filter(|_| guards && wanted);
+        let since = [failing, self.fencing, self.unburied];
+        since
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|since| self.now.since(since))
     }
 
     /// Returns whether the configuration in force is one that the store has.

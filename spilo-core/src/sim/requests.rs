@@ -467,8 +467,14 @@ impl Sim {
         if !self.nodes[n].server.is_up() {
             return self.answer(n, life, 20, Event::Fenced(Ok(())));
         }
-        // What waits for a disk that hangs cannot be killed.
-        if self.now.saturating_sub(since) >= FENCE_LIMIT {
+        // What waits for a disk that hangs cannot be killed. Its guard is content with a signal that
+        // it will find when it wakes.
+        let spent = self.now.saturating_sub(since);
+        let node = &self.nodes[n];
+        if spent >= BURIAL && node.server.is_guarded() && !node.guard.frozen {
+            return self.answer(n, life, 20, Event::Fenced(Ok(())));
+        }
+        if spent >= FENCE_LIMIT {
             return self.answer(n, life, 1, failed("its processes are still alive"));
         }
         let item = Item::Fence {
@@ -546,6 +552,9 @@ fn conflict(conflict: &Conflict) -> Failure<DcsErrorKind> {
 
 /// Something outside has its own time-outs, and none of them is longer.
 const PATIENCE: u64 = 15_000;
+
+/// So long a guard waits for what it has killed to be gone.
+const BURIAL: u64 = 500;
 
 /// After so long the agent's own fence gives up on processes that do not end.
 const FENCE_LIMIT: u64 = 11_000;

@@ -462,6 +462,10 @@ impl FakeServer {
     }
 
     /// Returns whether nobody can look at the data directory.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.guarded
+    }
+
     pub(super) fn is_hidden(&self) -> bool {
         self.hidden || self.disk == Disk::Stalled
     }

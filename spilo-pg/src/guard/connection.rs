@@ -66,7 +66,7 @@ impl Connection {
 
     /// Whether whoever asked waits for the answer.
     pub(super) fn is_attended(&self) -> bool {
-        let gone = PollFlags::RDHUP | PollFlags::HUP;
+        let gone = PollFlags::HUP | PollFlags::ERR;
         let mut fds = [PollFd::new(&self.stream, gone)];
         let zero = Timespec {
             tv_sec: 0,

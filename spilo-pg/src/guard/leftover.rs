@@ -44,6 +44,7 @@ pub fn fence_without_guard(data_dir: &Path) -> io::Result<Duration> {
     let mut quiet_scans = 0;
     while quiet_scans < 2 {
         let found = scan.run()?;
+        let mut refused = None;
         // The postmaster comes first, so that no process is started behind the scan.
         for &pid in &found {
             let Some(pid) = Pid::from_raw(pid) else {
@@ -51,8 +52,12 @@ pub fn fence_without_guard(data_dir: &Path) -> io::Result<Duration> {
             };
             match kill_process(pid, Signal::KILL) {
                 Ok(()) | Err(Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
+                // Somebody else's, as of a program that runs as another user. The rest dies.
+                Err(error) => refused = Some(error),
             }
+        }
+        if let Some(error) = refused {
+            return Err(error.into());
         }
         if start.elapsed() > LIMIT {
             let problem = format!("{} processes are still alive", found.len());

@@ -180,7 +180,7 @@ impl Package {
     }
 }
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 8] = [
     Package::new("etcd-server", Extent::Demo, Proof::Program("etcd")),
     Package::new("etcd-client", Extent::Demo, Proof::Program("etcdctl")),
     Package::new("protobuf-compiler", Extent::Demo, Proof::Program("protoc")),
@@ -191,6 +191,12 @@ const PACKAGES: [Package; 7] = [
         Proof::File("/usr/include/google/protobuf/empty.proto"),
     ),
     Package::new("haproxy", Extent::Full, Proof::Program("haproxy")),
+    // With the Java that it runs on, and no service.
+    Package::new(
+        "zookeeper",
+        Extent::Full,
+        Proof::File("/usr/share/java/zookeeper.jar"),
+    ),
     Package::new("iproute2", Extent::Full, Proof::Program("ip")),
     // Python itself may come from elsewhere, but one in a home directory is closed to the user
     // postgres, whom Patroni runs as.

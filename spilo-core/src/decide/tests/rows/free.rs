@@ -270,9 +270,14 @@ pub(super) fn race() -> Vec<Row> {
         wait(Rule::PeerAhead, node().peer(Some(peer_at(1001)))),
         // One that is ahead and may not take the lock is waited for, but not for ever.
         wait(Rule::PeerAhead, ahead_and_unlisted(95_000)),
-        // So is one on a later timeline, unless it is so far behind that it may not lead.
-        wait(Rule::PeerAhead, on_a_later_timeline(960)),
-        (Rule::Acquire, acquire.clone(), on_a_later_timeline(949)),
+        // So is one on a later timeline that is too far behind to lead.
+        wait(Rule::PeerAhead, on_a_later_timeline(960, 89_000)),
+        wait(Rule::PeerAhead, on_a_later_timeline(949, 95_000)),
+        (
+            Rule::Acquire,
+            acquire.clone(),
+            on_a_later_timeline(949, 89_000),
+        ),
         (Rule::Acquire, acquire.clone(), ahead_and_unlisted(89_000)),
         wait(
             Rule::AwaitCandidate,
@@ -302,7 +307,7 @@ fn list_lost(proof: Option<Proof>) -> Node {
 }
 
 /// `b` is ahead, and not in the list of the failsafe mode; the lock is free since `gone`.
-fn on_a_later_timeline(lsn: u64) -> Node {
+fn on_a_later_timeline(lsn: u64, gone: u64) -> Node {
     let peer = PeerStatus {
         timeline: Some(Timeline(2)),
         ..peer_at(lsn)
@@ -310,7 +315,11 @@ fn on_a_later_timeline(lsn: u64) -> Node {
     node()
         .peer(Some(peer))
         .cluster(|c| c.status = Some(optime(1050)))
-        .with(|f| Arc::make_mut(&mut f.config).maximum_lag_on_failover_bytes = 100)
+        .with(|f| {
+            Arc::make_mut(&mut f.config).maximum_lag_on_failover_bytes = 100;
+            let before = f.predecessor.as_mut().expect("there was a holder");
+            before.gone = Some(NodeTime(gone));
+        })
 }
 
 fn ahead_and_unlisted(gone: u64) -> Node {
