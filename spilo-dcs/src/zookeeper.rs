@@ -7,16 +7,20 @@
 //! # How it is safe
 //! - The epoch is the transaction that made the leader node (`czxid`). No transaction can compare
 //!   that, and a node that is made anew begins at version 0, whoever makes it. So each holding
-//!   raises the version of the `epoch` node and writes its own leader node once more; every
-//!   transaction that passes the lock on, gives it up or writes by it compares both versions, and 0
-//!   is a version like any other. The name is never compared.
+//!   raises the version of the `epoch` node, writes its own leader node once more, and has a node to
+//!   itself below `epoch`, named after its session, which goes when somebody wipes the store. Every
+//!   transaction that passes the lock on, gives it up or writes by it compares both versions and
+//!   asks for that node; 0 is a version like any other. The name is never compared.
 //! - A session ends when its leader has not heard of it for its time. The pings of a client would
 //!   keep it alive for as long as the process lives, and they show no send time: a follower that has
 //!   lost its leader goes on answering for up to `syncLimit` ticks, while the leader lets the session
 //!   end. So the session of a lease has no connection between renewals. A renewal attaches to it,
 //!   which no server permits without its leader's word, and then has a transaction done, which no
 //!   leader can do without its quorum. The lease therefore lasts for its whole time from when the
-//!   renewal left, and nothing has to be subtracted.
+//!   renewal left, and nothing has to be subtracted. (The connection of a renewal that had no answer
+//!   may live on until the client has given it up, and so may the session, by up to its time.)
+//! - That a session has ended counts only when the quorum says so too: a leader that was deposed in
+//!   its sleep takes sessions for ended that its successor has begun anew.
 //! - A session that nobody ends lasts for its time and up to a tick more: leaders look at them once
 //!   a tick, and a new leader begins all of them anew.
 //! - A lock is given up by deleting the leader node in the transaction that writes `release`; the
@@ -27,8 +31,8 @@
 //!   answered by a deposed leader too.
 //!
 //! # What is left
-//! A document that somebody deletes and makes anew, as often as it was written before, within the
-//! milliseconds between a look and the transaction that compares its version, is written over.
+//! Versions repeat where a document is deleted and made anew. One that is, between the look of a
+//! conditional write and its transaction, is written over; the look is no older than the write.
 //!
 //! # Ttl
 //! Servers grant sessions of 2 to 20 ticks of 2 s, so that a ttl of 4 to 40 s works as they are
@@ -184,8 +188,7 @@ impl Dcs for ZooKeeper {
     }
 
     async fn changed(&self, since: Revision) -> Result<(), DcsError> {
-        self.wait_for_change(since).await;
-        Ok(())
+        self.wait_for_change(since).await
     }
 }
 

@@ -17,7 +17,9 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, flock};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use spilo_core::dcs::{Capabilities, DcsErrorKind, Expect, Key, Lease, LeaseSecret, RawSnapshot};
+use spilo_core::dcs::{
+    Capabilities, DcsErrorKind, Expect, Key, LeaderRecord, Lease, LeaseSecret, RawSnapshot,
+};
 use spilo_core::store::{Conflict, Store};
 use spilo_core::{Bytes, Dcs, DcsError, MemberName, NodeTime, Revision, async_trait};
 use tokio::time::{sleep, timeout};
@@ -176,6 +178,12 @@ impl Dcs for FileStore {
             .await
     }
 
+    async fn lease_ended(&self, holder: &LeaderRecord) -> Outcome<bool> {
+        let holder = holder.clone();
+        let ended = move |s: &mut Store, now| Ok(s.lease_ended(now, &holder));
+        self.step("look", DcsErrorKind::Unavailable, ended).await
+    }
+
     async fn changed(&self, since: Revision) -> Outcome<()> {
         let look = || {
             let changed = move |s: &mut Store, now| Ok(s.changed(now, since));
@@ -193,12 +201,12 @@ fn alone<T>(path: &Path, act: impl FnOnce(&mut Store, NodeTime) -> T) -> io::Res
     let lock = File::create(path.with_extension("lock"))?;
     flock(&lock, FlockOperation::LockExclusive)?;
     let before = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        bytes => bytes?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        bytes => Some(bytes?),
     };
-    let mut content = match before.as_slice() {
-        [] => Content::default(),
-        bytes => serde_json::from_slice(bytes)?,
+    let mut content: Content = match &before {
+        None => Content::default(),
+        Some(bytes) => serde_json::from_slice(bytes)?,
     };
     // The time since the machine started: no clock that somebody may set, and the same for all.
     let time = Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default();
@@ -210,13 +218,14 @@ fn alone<T>(path: &Path, act: impl FnOnce(&mut Store, NodeTime) -> T) -> io::Res
     }
     let done = act(&mut content.store, now);
     let after = serde_json::to_vec(&content)?;
-    if after != before {
+    if Some(&after) != before.as_ref() {
         let new = path.with_extension("new");
         let mut file = File::create(&new)?;
         file.write_all(&after)?;
         file.sync_all()?;
         fs::rename(&new, path)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
     }
     Ok(done)
 }

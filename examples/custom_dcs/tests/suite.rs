@@ -54,7 +54,9 @@ impl Laboratory for Directory {
         let revision = content["store"]["revision"].as_u64().unwrap() + 1;
         content["store"]["revision"] = revision.into();
         content["store"]["noticed"] = revision.into();
-        std::fs::write(path, content.to_string()).unwrap();
+        let new = self.dir.path().join("edited");
+        std::fs::write(&new, content.to_string()).unwrap();
+        std::fs::rename(new, path).unwrap();
     }
 }
 
@@ -65,7 +67,7 @@ async fn a_file_with_nonsense_is_an_error_and_stays_as_it_is() {
     let directory = Directory::new();
     let path = directory.dir.path().join("demo.json");
     let me = MemberName::new("a").unwrap();
-    for nonsense in ["{", "[]", "\u{0}", r#"{"boot": 1, "store": {}}"#] {
+    for nonsense in ["", "{", "[]", "\u{0}", r#"{"boot": 1, "store": {}}"#] {
         std::fs::write(&path, nonsense).unwrap();
         let store = directory.store();
         let read = store.read().await.unwrap_err();

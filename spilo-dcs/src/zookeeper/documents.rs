@@ -4,7 +4,7 @@ use bytes::Bytes;
 use spilo_core::dcs::{DcsErrorKind, Entry, Expect, Key, LeaderRecord, RawSnapshot};
 use spilo_core::{DcsError, Epoch, Revision};
 use tokio::time::Instant;
-use zookeeper_client::{Client, CreateMode, Error, Stat};
+use zookeeper_client::{Acls, Client, CreateMode, Error, Stat};
 
 use super::failure::{Effect, Failure, Verdict};
 use super::link::{Node, Op, Outcome, PAUSE};
@@ -19,6 +19,8 @@ pub(super) struct Holding {
     pub(super) leader: i32,
     /// The version of the `epoch` node.
     pub(super) version: i32,
+    /// The session that the leader node hangs on, and with it a node of its own below `epoch`.
+    pub(super) session: i64,
 }
 
 impl ZooKeeper {
@@ -39,11 +41,16 @@ impl ZooKeeper {
 
     async fn try_to_read(&self, until: Instant) -> Result<RawSnapshot, Failure> {
         let client = self.link.client(until).await?;
-        let directory = self.members_path();
+        let (base, directory) = (self.base(), self.members_path());
+        // A server that has lost its leader answers pings, and nothing else; there are others.
+        let share = Instant::now() + until.saturating_duration_since(Instant::now()) / 3;
         let (caught_up, names) = tokio::join!(
-            self.link.catch_up(&client, until),
-            self.link.children(&client, &directory, until),
+            self.link.catch_up(&client, &base, share),
+            self.link.children(&client, &directory, share),
         );
+        if caught_up.is_err() || names.is_err() {
+            self.link.abandon(&client).await;
+        }
         caught_up?;
         let mut names = sorted(names?);
         for _ in 0..TRIES {
@@ -67,6 +74,7 @@ impl ZooKeeper {
     ) -> Result<(RawSnapshot, Vec<String>), Failure> {
         let directory = self.members_path();
         let mut paths = self.directories();
+        let above = paths.len() - OWN_DIRECTORIES;
         paths.push(self.epoch_path());
         let beside = paths.len();
         paths.push(self.keys.leader());
@@ -74,7 +82,7 @@ impl ZooKeeper {
         paths.extend(names.iter().map(|name| self.keys.member(name)));
         let (nodes, there) = self
             .link
-            .nodes(client, &paths, Some(&directory), until)
+            .nodes(client, &paths, above, Some(&directory), until)
             .await?;
         // The latest transaction that changed a node, or made or deleted one below it.
         let latest = |node: &Node| node.stat.mzxid.max(node.stat.pzxid);
@@ -91,6 +99,7 @@ impl ZooKeeper {
                 epoch: epoch_of(&leader.stat),
                 leader: leader.stat.version,
                 version: holding.stat.version,
+                session: leader.stat.ephemeral_owner,
             }),
             _ => None,
         };
@@ -182,12 +191,12 @@ impl ZooKeeper {
         }
         // The first look may be at a server that lags behind: what it shows is not refused by.
         for again in 0..TRIES {
-            if again > 0 {
-                let caught_up = self.link.catch_up(&client, until).await;
+            if again > 0 || matches!(expect, Expect::Revision(_)) {
+                let caught_up = self.link.catch_up(&client, &self.base(), until).await;
                 caught_up.map_err(failed(Effect::Read))?;
             }
             let paths = [path.to_owned()];
-            let read = self.link.nodes(&client, &paths, None, until).await;
+            let read = self.link.nodes(&client, &paths, 0, None, until).await;
             let (mut nodes, _) = read.map_err(failed(Effect::Read))?;
             let found = nodes.pop().flatten().map(|node| node.stat);
             let is_expected = match expect {
@@ -203,8 +212,12 @@ impl ZooKeeper {
             if !is_expected {
                 return error(DcsErrorKind::Conflict, "it is not what was expected");
             }
+            let ops = ops(found.as_ref());
+            if ops.is_empty() && again == 0 {
+                continue;
+            }
             let mut all = checks.clone();
-            all.extend(ops(found.as_ref()));
+            all.extend(ops);
             if all.is_empty() {
                 return Ok(None);
             }
@@ -216,7 +229,7 @@ impl ZooKeeper {
                 }
                 Outcome::Refused(_, Error::NoNode) if found.is_none() => {
                     let (directory, _) = path.rsplit_once('/').unwrap_or_default();
-                    let made = self.link.make_directory(&client, directory, until).await;
+                    let made = self.make_directory(&client, directory, until).await;
                     made.map_err(failed(Effect::Write))?;
                 }
                 // Somebody wrote it in this moment.
@@ -237,9 +250,9 @@ impl ZooKeeper {
         if seen.is_some() {
             return Ok(seen);
         }
-        self.link.catch_up(client, until).await?;
+        self.link.catch_up(client, &self.base(), until).await?;
         let paths = [self.keys.leader(), self.epoch_path()];
-        let (nodes, _) = self.link.nodes(client, &paths, None, until).await?;
+        let (nodes, _) = self.link.nodes(client, &paths, 0, None, until).await?;
         let [Some(leader), Some(holding)] = nodes.as_slice() else {
             return Ok(None);
         };
@@ -247,21 +260,55 @@ impl ZooKeeper {
             epoch: epoch_of(&leader.stat),
             leader: leader.stat.version,
             version: holding.stat.version,
+            session: leader.stat.ephemeral_owner,
         };
         Ok(Some(found).filter(|found| found.epoch == epoch))
     }
 
     /// Returns the conditions that the lock is held in this way.
-    pub(super) fn conditions(&self, holding: &Holding) -> [Op; 2] {
+    pub(super) fn conditions(&self, holding: &Holding) -> [Op; CHECKS] {
         [
             Op::Check(self.keys.leader(), holding.leader),
             Op::Check(self.epoch_path(), holding.version),
+            Op::Check(self.fence_path(holding.session), -1),
         ]
+    }
+
+    /// Returns the node that a holding has to itself. Whoever wipes the store, so that versions
+    /// begin anew, takes it away.
+    pub(super) fn fence_path(&self, session: i64) -> String {
+        format!("{}/{:x}", self.epoch_path(), session.cast_unsigned())
+    }
+
+    /// Makes a node and all above it, for other nodes to stand below. What clusters have in common
+    /// is for everybody.
+    pub(super) async fn make_directory(
+        &self,
+        client: &Client,
+        path: &str,
+        until: Instant,
+    ) -> Result<(), Failure> {
+        let base = self.keys.base().trim_end_matches('/');
+        if let Some((shared, _)) = base.rsplit_once('/')
+            && !shared.is_empty()
+        {
+            let acls = Acls::anyone_all();
+            self.link
+                .make_directory(client, shared, acls, until)
+                .await?;
+        }
+        let acls = self.link.acls();
+        self.link.make_directory(client, path, acls, until).await
     }
 
     /// Returns the node that each holding of spilo's writes.
     pub(super) fn epoch_path(&self) -> String {
         format!("{}epoch", self.keys.base())
+    }
+
+    /// Returns the node that everything of the cluster stands below.
+    pub(super) fn base(&self) -> String {
+        self.keys.base().trim_end_matches('/').to_owned()
     }
 
     pub(super) fn members_path(&self) -> String {
@@ -271,17 +318,13 @@ impl ZooKeeper {
     /// Returns every node that others stand below, from the root: each keeps the transaction that
     /// made or deleted one of those last.
     fn directories(&self) -> Vec<String> {
-        let base = self.keys.base().trim_end_matches('/');
+        let base = self.base();
         let above = base.match_indices('/').map(|(at, _)| match at {
             0 => "/".to_owned(),
             at => base.get(..at).unwrap_or_default().to_owned(),
         });
         let mut all: Vec<String> = above.collect();
-        all.extend([
-            base.to_owned(),
-            self.members_path(),
-            format!("{base}/optime"),
-        ]);
+        all.extend([base.clone(), self.members_path(), format!("{base}/optime")]);
         all
     }
 }
@@ -301,6 +344,12 @@ fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort_unstable();
     names
 }
+
+/// How many conditions stand before the rest of a transaction of the holder.
+pub(super) const CHECKS: usize = 3;
+
+/// How many of the directories are the cluster's own; what others forbid to look at is theirs.
+const OWN_DIRECTORIES: usize = 3;
 
 /// How often something is tried that others come in between of.
 const TRIES: usize = 5;

@@ -8,8 +8,8 @@ use spilo_core::{DcsError, Epoch, MemberName};
 use tokio::time::Instant;
 use zookeeper_client::{Client, CreateMode, Error};
 
-use super::documents::Holding;
-use super::failure::{Effect, Failure};
+use super::documents::{CHECKS, Holding};
+use super::failure::{Effect, Failure, Verdict};
 use super::link::{Op, Outcome};
 use super::session::{Quiet, Secret};
 use super::{NAME, ZooKeeper};
@@ -39,7 +39,10 @@ impl ZooKeeper {
             return Err(DcsError::new(NAME, DcsErrorKind::Conflict, action, problem));
         };
         let until = self.link.deadline();
-        let before = vec![Op::Delete(self.keys.leader(), Some(HELD))];
+        let before = vec![
+            Op::Delete(self.fence_path(old.session), None),
+            Op::Delete(self.keys.leader(), Some(HELD)),
+        ];
         let lease = self
             .take(action, before, Some(old.holding), me, ttl, until)
             .await?;
@@ -73,17 +76,55 @@ impl ZooKeeper {
         let secret = Secret::parse(&lease.secret);
         let secret = secret.ok_or_else(|| conflict("it is not one of ZooKeeper's"))?;
         let until = self.link.deadline();
-        let Some(client) = self.attach_to(&secret, until, action).await? else {
-            return Err(conflict("it has ended"));
-        };
-        // A server attaches nobody without its leader's word. That this is the leader still is what
-        // only a quorum can tell.
         let held = self.held_by(&secret);
-        match self.link.transact(&client, &held, until).await {
-            Ok(Outcome::Done(_)) => Ok(()),
-            Ok(Outcome::Refused(..)) => Err(conflict("the lock is not held by it any more")),
-            Err(failure) if failure.is_expired() => Err(conflict("it has ended")),
-            Err(failure) => Err(failure.while_about_to(action, Effect::Write)),
+        let half = Instant::now() + self.link.options().request_timeout / 2;
+        // A server that attaches us may have lost its leader since; there are others.
+        let mut result = self.try_to_renew(&secret, &held, action, half).await;
+        if result
+            .as_ref()
+            .is_err_and(|error| error.kind() == DcsErrorKind::Indeterminate)
+        {
+            result = self.try_to_renew(&secret, &held, action, until).await;
+        }
+        if result? {
+            return Ok(());
+        }
+        self.leases.forget(secret.session);
+        Err(conflict("the lock is not held by it any more"))
+    }
+
+    /// Attaches to the session of a lease, and asks the quorum whether it holds the lock.
+    async fn try_to_renew(
+        &self,
+        secret: &Secret,
+        held: &[Op],
+        action: &str,
+        until: Instant,
+    ) -> Result<bool, DcsError> {
+        let failed = |failure: Failure| failure.while_about_to(action, Effect::Write);
+        if self.leases.get(secret.session).is_none() {
+            return Ok(false);
+        }
+        // A server attaches nobody without its leader's word. That this is the leader still is what
+        // only a quorum can tell, as well as that the session has ended.
+        let attached = self.attach_to(secret, until, action).await?;
+        let client = match &attached {
+            Some(client) => client.clone(),
+            None => self.link.client(until).await.map_err(failed)?,
+        };
+        match self
+            .link
+            .transact(&client, held, until)
+            .await
+            .map_err(failed)?
+        {
+            Outcome::Refused(..) => Ok(false),
+            Outcome::Done(_) if attached.is_some() => Ok(true),
+            Outcome::Done(_) => {
+                let problem = "a server takes its session for ended that is not";
+                let kind = DcsErrorKind::Indeterminate;
+                Err(DcsError::new(NAME, kind, action, problem))
+            }
         }
     }
 
@@ -103,10 +144,11 @@ impl ZooKeeper {
         ];
         let done = 'tried: {
             for _ in 0..TRIES {
-                let read = self.link.nodes(&client, &paths, None, until).await;
+                let read = self.link.nodes(&client, &paths, 0, None, until).await;
                 let (nodes, _) =
                     read.map_err(|failure| failure.while_about_to(action, Effect::Read))?;
                 let mut ops = self.held_by(&secret);
+                ops.push(Op::Delete(self.fence_path(secret.session), None));
                 ops.push(Op::Delete(self.keys.leader(), Some(HELD)));
                 let [release, initialize] = &paths;
                 match nodes.first() {
@@ -126,7 +168,7 @@ impl ZooKeeper {
                     .map_err(failed)?
                 {
                     Outcome::Done(_) => break 'tried true,
-                    Outcome::Refused(at, _) if at <= CHECKS => return Err(conflict()),
+                    Outcome::Refused(at, _) if at <= CHECKS + 1 => return Err(conflict()),
                     // Somebody wrote one of the others in this moment.
                     Outcome::Refused(..) => {}
                 }
@@ -192,11 +234,7 @@ impl ZooKeeper {
         };
         let id = session.info.id().0;
         if client.session_timeout() < ttl {
-            let problem = format!(
-                "the servers grant sessions of {:?} at most, and the ttl is {ttl:?}; lower the ttl, \
-                 or raise their maxSessionTimeout",
-                client.session_timeout()
-            );
+            let problem = too_short(client.session_timeout(), ttl);
             drop(client);
             self.end_if_time(session, until).await;
             return Err(error(DcsErrorKind::Refused, &problem));
@@ -207,6 +245,8 @@ impl ZooKeeper {
         let mut ops = vec![Op::Set(self.epoch_path(), Bytes::new(), holding)];
         ops.extend(before);
         ops.push(create(&leader, &name, CreateMode::Ephemeral));
+        let fence = self.fence_path(id);
+        ops.push(create(&fence, &Bytes::new(), CreateMode::Ephemeral));
         // Patroni's are of version 0, and one that is made anew is no longer ours.
         ops.push(Op::Set(leader, name, Some(0)));
         let mut outcome = self.link.transact(&client, &ops, until).await;
@@ -240,7 +280,14 @@ impl ZooKeeper {
                 "it is not held by the lease that it is to be taken over from"
             }
             Ok(Outcome::Refused(..)) => "somebody holds it",
-            Err(failure) => return Err(failure.while_about_to(action, Effect::Write)),
+            Err(failure) => {
+                if failure.verdict != Verdict::Unknown {
+                    drop(client);
+                    self.end_if_time(session, until).await;
+                    self.unsettled.forget(id);
+                }
+                return Err(failure.while_about_to(action, Effect::Write));
+            }
         };
         drop(client);
         // It holds nothing; that it ends now and not of age only spares the servers.
@@ -269,29 +316,30 @@ impl ZooKeeper {
             .attach(Some(session.info), session.ttl, until)
             .await
         {
-            Ok(client) => Ok(Some(client)),
-            Err(failure) if failure.is_expired() => {
-                self.leases.forget(secret.session);
-                Ok(None)
+            // It is for this short time now; the next renewal may find another server.
+            Ok(client) if client.session_timeout() < session.ttl => {
+                let problem = too_short(client.session_timeout(), session.ttl);
+                Err(DcsError::new(NAME, DcsErrorKind::Refused, action, problem))
             }
+            Ok(client) => Ok(Some(client)),
+            Err(failure) if failure.is_expired() => Ok(None),
             Err(failure) => Err(failure.while_about_to(action, Effect::Write)),
         }
     }
 
-    /// Returns the conditions that the lock is held by this lease: as many as [`CHECKS`].
+    /// Returns the conditions that the lock is held by this lease: as many as `CHECKS`.
     fn held_by(&self, secret: &Secret) -> Vec<Op> {
         let holding = Holding {
             epoch: secret.epoch,
             leader: HELD,
             version: secret.holding,
+            session: secret.session,
         };
         self.conditions(&holding).into()
     }
 
     async fn make_epoch(&self, client: &Client, until: Instant) -> Result<(), Failure> {
-        self.link
-            .make_directory(client, &self.epoch_path(), until)
-            .await
+        self.make_directory(client, &self.epoch_path(), until).await
     }
 
     async fn end_if_time(&self, session: Quiet, until: Instant) {
@@ -316,8 +364,12 @@ fn create(path: &str, value: &Bytes, mode: CreateMode) -> Op {
 /// The version of a leader node that is held: it is written once after it was made.
 const HELD: i32 = 1;
 
-/// How many conditions stand before the rest of a transaction of the holder.
-const CHECKS: usize = 2;
+fn too_short(granted: Duration, ttl: Duration) -> String {
+    format!(
+        "the server grants sessions of {granted:?} at most, and the ttl is {ttl:?}; lower the ttl, or \
+         raise the maxSessionTimeout of all servers"
+    )
+}
 
 /// How often a transaction is tried that others come in between of.
 const TRIES: usize = 5;

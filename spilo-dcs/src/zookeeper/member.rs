@@ -41,7 +41,7 @@ impl ZooKeeper {
         let path = self.keys.member(me.as_str());
         for _ in 0..TRIES {
             let paths = [path.clone()];
-            let read = self.link.nodes(&client, &paths, None, until).await;
+            let read = self.link.nodes(&client, &paths, 0, None, until).await;
             let (mut nodes, _) = read.map_err(failed)?;
             let found = nodes.pop().flatten();
             let is_ours = found
@@ -73,7 +73,7 @@ impl ZooKeeper {
                 Outcome::Done(_) => return Ok(()),
                 Outcome::Refused(_, Error::NoNode) => {
                     let directory = self.members_path();
-                    let made = self.link.make_directory(&client, &directory, until).await;
+                    let made = self.make_directory(&client, &directory, until).await;
                     made.map_err(failed)?;
                 }
                 Outcome::Refused(..) => {}

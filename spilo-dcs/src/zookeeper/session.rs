@@ -54,7 +54,8 @@ impl Secret {
     /// Reads a secret; `None` if it is not one of ZooKeeper's.
     pub(super) fn parse(secret: &LeaseSecret) -> Option<Self> {
         let mut parts = secret.0.split('@');
-        let session = i64::from_str_radix(parts.next()?.strip_prefix("0x")?, 16).ok()?;
+        let session = u64::from_str_radix(parts.next()?.strip_prefix("0x")?, 16).ok()?;
+        let session = session.cast_signed();
         let epoch = Epoch(parts.next()?.parse().ok()?);
         let holding = parts.next()?.parse().ok()?;
         parts.next().is_none().then_some(Self {
@@ -70,6 +71,8 @@ impl Secret {
             epoch,
             holding,
         } = self;
+        // Those of servers with a great number are negative.
+        let session = session.cast_unsigned();
         LeaseSecret(format!("0x{session:x}@{epoch}@{holding}"))
     }
 }
@@ -80,12 +83,14 @@ mod tests {
 
     #[test]
     fn a_secret_is_read_as_it_was_written() {
-        let secret = Secret {
-            session: 0x0100_05d4_e4ab_0003,
-            epoch: Epoch(4_294_967_301),
-            holding: 0,
-        };
-        assert_eq!(Secret::parse(&secret.write()), Some(secret));
+        for session in [0x0100_05d4_e4ab_0003, -3] {
+            let secret = Secret {
+                session,
+                epoch: Epoch(4_294_967_301),
+                holding: 0,
+            };
+            assert_eq!(Secret::parse(&secret.write()), Some(secret));
+        }
         for text in [
             "",
             "0x1",

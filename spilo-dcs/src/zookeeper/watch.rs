@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use spilo_core::Revision;
 use spilo_core::dcs::Key;
-use tokio::time::sleep;
+use spilo_core::{DcsError, Revision};
+use tokio::time::{sleep, timeout};
 use zookeeper_client::{AddWatchMode, Client, PersistentWatcher};
 
 use super::ZooKeeper;
-use super::failure::Failure;
+use super::failure::{Effect, Failure};
 
 /// A watch over everything of the cluster.
 #[derive(Debug)]
@@ -20,50 +20,53 @@ pub(super) struct Watch {
 
 impl ZooKeeper {
     /// Returns when something changed after `since`, or when nobody can tell any more.
-    pub(super) async fn wait_for_change(&self, since: Revision) {
+    pub(super) async fn wait_for_change(&self, since: Revision) -> Result<(), DcsError> {
         let mut kept = self.watch.lock().await;
         let mut watch = match kept.take() {
             Some(watch) => watch,
-            None => match self.watch_all().await {
-                Ok(watch) => {
-                    // What changed before there was a watch is seen by nobody else.
-                    match self.read_snapshot().await {
-                        Ok(snapshot) if snapshot.revision == since => watch,
-                        _ => {
-                            *kept = Some(watch);
-                            drop(kept);
-                            return sleep(PAUSE).await;
-                        }
+            None => {
+                let watch = match self.watch_all().await {
+                    Ok(watch) => watch,
+                    Err(failure) => {
+                        drop(kept);
+                        // What keeps a watch that fails at once from turning into a storm.
+                        sleep(PAUSE).await;
+                        return Err(failure.while_about_to("watch the cluster", Effect::Read));
                     }
+                };
+                // What changed before there was a watch is seen by nobody else.
+                if self.read_snapshot().await?.revision != since {
+                    *kept = Some(watch);
+                    return Ok(());
                 }
-                Err(Failure { problem, .. }) => {
-                    tracing::debug!(problem, "there is no watch");
-                    drop(kept);
-                    return sleep(PAUSE).await;
-                }
-            },
+                watch
+            }
         };
-        let is_over = loop {
+        loop {
             let event = watch.watcher.changed().await;
-            // An event of the session: what happened while the connection was away was not told.
+            // The session's own: what happens while the connection is away is not told, and the
+            // watch is not set anew with the next one.
             if event.path.is_empty() {
-                break event.session_state.is_terminated();
+                return Ok(());
             }
             if !self.is_routine(&event.path) {
-                break false;
+                break;
             }
-        };
-        if is_over {
-            drop(kept);
-            return sleep(PAUSE).await;
+        }
+        // One transaction changes several nodes.
+        while let Ok(event) = timeout(TOGETHER, watch.watcher.changed()).await {
+            if event.path.is_empty() {
+                return Ok(());
+            }
         }
         *kept = Some(watch);
+        Ok(())
     }
 
     async fn watch_all(&self) -> Result<Watch, Failure> {
         let until = self.link.deadline();
         let client = self.link.client(until).await?;
-        let base = self.keys.base().trim_end_matches('/').to_owned();
+        let base = self.base();
         let watcher = tokio::time::timeout_at(
             until,
             client.watch(&base, AddWatchMode::PersistentRecursive),
@@ -84,5 +87,7 @@ impl ZooKeeper {
     }
 }
 
-/// What keeps a watch that fails at once from turning into a storm of reads.
 const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long the events of one transaction take to come.
+const TOGETHER: Duration = Duration::from_millis(5);

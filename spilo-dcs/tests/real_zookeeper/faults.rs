@@ -172,9 +172,16 @@ async fn f16_a_watch_outlives_its_server() {
     let both = async { tokio::join!(hint, kill) };
     let (hint, ()) = tokio::time::timeout(TTL, both).await.unwrap();
     hint.unwrap();
-    // And once more, on a connection that was made anew.
+    // And once more, on a connection that was made anew, after all hints that were on their way.
     let seen = loop {
-        if let Ok(snapshot) = watching.read().await {
+        let Ok(snapshot) = watching.read().await else {
+            continue;
+        };
+        let quiet = watching.changed(snapshot.revision);
+        if tokio::time::timeout(Duration::from_secs(1), quiet)
+            .await
+            .is_err()
+        {
             break snapshot.revision;
         }
     };

@@ -136,4 +136,45 @@ async fn a_leader_of_patronis_is_seen_and_not_written_over() {
     assert!(leader.epoch > lease.epoch);
 }
 
+#[tokio::test]
+async fn a_holder_from_before_the_store_was_wiped_holds_nothing_of_its_successors() {
+    let server = ZooKeeperServer::start().await;
+    let (old, new) = (server.zookeeper(), server.zookeeper());
+    let (a, b) = (MemberName::new("a").unwrap(), MemberName::new("b").unwrap());
+    let lease = old.acquire(&a, TTL).await.unwrap();
+    old.read().await.unwrap();
+    // Everything goes, and with it the versions that tell one holding from another.
+    let client = server.client().await;
+    let mut left = vec!["/service/demo".to_owned()];
+    while let Some(path) = left.last().cloned() {
+        match client.delete(&path, None).await {
+            Ok(()) => drop(left.pop()),
+            Err(Error::NotEmpty) => {
+                let names = client.list_children(&path).await.unwrap();
+                left.extend(names.into_iter().map(|name| format!("{path}/{name}")));
+            }
+            Err(error) => panic!("{path}: {error}"),
+        }
+    }
+    let later = new.acquire(&b, TTL).await.unwrap();
+    assert!(later.epoch > lease.epoch);
+    let by = Expect::Leader(lease.epoch);
+    for refused in [
+        old.renew(&lease).await,
+        old.release(&lease, Bytes::new()).await,
+        old.put(Key::Status, Bytes::new(), by).await.map(drop),
+        old.claim_initialize(&lease).await,
+        server
+            .zookeeper()
+            .succeed(&lease.secret, &a, TTL)
+            .await
+            .map(drop),
+    ] {
+        assert_eq!(refused.unwrap_err().kind(), DcsErrorKind::Conflict);
+    }
+    new.renew(&later).await.unwrap();
+    let found = new.read().await.unwrap().leader.unwrap();
+    assert_eq!(found.epoch, later.epoch);
+}
+
 const TTL: Duration = Duration::from_secs(10);
