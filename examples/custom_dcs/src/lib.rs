@@ -162,7 +162,10 @@ impl Dcs for FileStore {
 
     async fn announce(&self, me: &MemberName, record: Bytes, ttl: Duration) -> Outcome<()> {
         let me = me.clone();
-        let announce = move |s: &mut Store, now| Ok(s.announce(now, &me, record, ttl));
+        let announce = move |s: &mut Store, now| {
+            s.announce(now, &me, record, ttl);
+            Ok(())
+        };
         self.step("announce", UNKNOWN, announce).await
     }
 
@@ -225,7 +228,7 @@ fn alone<T>(path: &Path, act: impl FnOnce(&mut Store, NodeTime) -> T) -> io::Res
         file.sync_all()?;
         fs::rename(&new, path)?;
         let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;
+        File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()?;
     }
     Ok(done)
 }

@@ -322,6 +322,17 @@ fn zookeeper_is_found_as_patroni_finds_it() {
         let change = json!({"etcd3": null, "zookeeper": section});
         assert_eq!(errors(change), [problem]);
     }
+    for (key, value) in [
+        ("use_ssl", json!(true)),
+        ("set_acls", json!({"CN=a": ["ALL"]})),
+    ] {
+        let section = json!({"hosts": "z", key: value});
+        let refused = errors(json!({"etcd3": null, "zookeeper": section}));
+        assert!(
+            refused[0].starts_with(&format!("zookeeper.{key}")),
+            "{refused:?}"
+        );
+    }
     let both = json!({"zookeeper": {"hosts": "z1"}});
     let problem = "zookeeper: is a second store beside `etcd3`: a cluster agrees through one";
     assert_eq!(errors(both), [problem]);
@@ -403,14 +414,6 @@ fn what_decides_who_may_write_and_is_not_built_is_refused() {
         (json!({"watchdog": {"mode": "maybe"}}), "watchdog.mode"),
         (json!({"etcd": {"host": "a:1"}}), "etcd"),
         (json!({"exhibitor": {}}), "exhibitor"),
-        (
-            json!({"etcd3": null, "zookeeper": {"hosts": "z", "use_ssl": true}}),
-            "zookeeper.use_ssl",
-        ),
-        (
-            json!({"etcd3": null, "zookeeper": {"hosts": "z", "set_acls": {"CN=a": ["ALL"]}}}),
-            "zookeeper.set_acls",
-        ),
         (json!({"kubernetes": {}}), "kubernetes"),
         (json!({"citus": {"group": 0}}), "citus"),
         (

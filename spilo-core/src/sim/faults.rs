@@ -226,21 +226,8 @@ impl Sim {
             Fault::StaleReads(n) => self.store.leave_behind(n, now),
             Fault::DeleteLeader => self.store.keys.delete_leader(now),
             Fault::Wipe => self.store.keys.wipe(now),
-            Fault::WipeSome(which) => {
-                for (n, key) in Key::ALL.into_iter().enumerate() {
-                    if which & (1 << n) != 0 {
-                        let deleted = self.store.keys.delete(now, key, Expect::Anything);
-                        debug_assert!(deleted.is_ok());
-                    }
-                }
-            }
-            Fault::Garbage(key, n) => {
-                let bytes = GARBAGE[usize::from(n) % GARBAGE.len()];
-                // An empty list is no nonsense: with it people say that nobody lives by consent.
-                if (key, bytes) != (Key::Failsafe, b"{}") {
-                    self.write(key, Bytes::from_static(bytes));
-                }
-            }
+            Fault::WipeSome(which) => self.wipe_some(which),
+            Fault::Garbage(key, n) => self.write_nonsense(key, n),
             Fault::Switchover(from, to) => {
                 self.asked_for.insert(to);
                 let (from, to) = (self.nodes[from].name(), self.nodes[to].name());
@@ -249,6 +236,24 @@ impl Sim {
             }
             Fault::Shutdown(n) => self.tell_agent(n, Event::Order(Order::Shutdown)),
             Fault::Detach(n) => self.tell_agent(n, Event::Order(Order::Detach)),
+        }
+    }
+
+    fn wipe_some(&mut self, which: u16) {
+        let now = NodeTime(self.now);
+        for (n, key) in Key::ALL.into_iter().enumerate() {
+            if which & (1 << n) != 0 {
+                let deleted = self.store.keys.delete(now, key, Expect::Anything);
+                debug_assert!(deleted.is_ok());
+            }
+        }
+    }
+
+    fn write_nonsense(&mut self, key: Key, n: u8) {
+        let bytes = GARBAGE[usize::from(n) % GARBAGE.len()];
+        // An empty list is no nonsense: with it people say that nobody lives by consent.
+        if (key, bytes) != (Key::Failsafe, b"{}") {
+            self.write(key, Bytes::from_static(bytes));
         }
     }
 

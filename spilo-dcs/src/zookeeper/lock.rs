@@ -290,15 +290,27 @@ impl ZooKeeper {
             }
         };
         drop(client);
-        // It holds nothing; that it ends now and not of age only spares the servers.
-        let ended = self.link.end(session.info, ttl, until).await;
-        if ended.is_ok() {
-            self.unsettled.forget(id);
-        }
-        match ended {
-            Ok(()) => Err(error(DcsErrorKind::Conflict, problem)),
-            Err(failure) => Err(error(DcsErrorKind::Indeterminate, &failure.problem)),
-        }
+        Err(self.give_up(session, action, problem, until).await)
+    }
+
+    /// Ends a session that the lock was refused to; returns what the caller is told. It holds
+    /// nothing; that it ends now and not of age only spares the servers.
+    async fn give_up(
+        &self,
+        session: Quiet,
+        action: &str,
+        problem: &str,
+        until: Instant,
+    ) -> DcsError {
+        let id = session.info.id().0;
+        let (kind, problem) = match self.link.end(session.info, session.ttl, until).await {
+            Ok(()) => {
+                self.unsettled.forget(id);
+                (DcsErrorKind::Conflict, problem.to_owned())
+            }
+            Err(failure) => (DcsErrorKind::Indeterminate, failure.problem),
+        };
+        DcsError::new(NAME, kind, action, problem)
     }
 
     /// Attaches to the session of a lease; none if it has ended.

@@ -222,7 +222,8 @@ async fn f17_the_leaders_position_wakes_nobody() {
         () = write => {}
     }
     let (hint, written) = tokio::join!(hint, put(Key::Config, "1"));
-    (hint.unwrap(), written.unwrap());
+    hint.unwrap();
+    written.unwrap();
 }
 
 const TTL: Duration = Duration::from_secs(20);

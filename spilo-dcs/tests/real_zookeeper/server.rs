@@ -152,8 +152,8 @@ impl Ensemble {
             extra += &format!("server.{}=127.0.0.1:{quorum}:{election}\n", n + 1);
         }
         let mut servers = Vec::new();
-        for n in 0..3 {
-            let mut server = ZooKeeperServer::new(ports[n], &extra);
+        for (n, port) in ports.iter().take(3).enumerate() {
+            let mut server = ZooKeeperServer::new(*port, &extra);
             let id = server.directory.path().join("data/myid");
             std::fs::write(id, (n + 1).to_string()).unwrap();
             server.run();
