@@ -25,6 +25,8 @@ mod keys;
 pub mod memory;
 #[cfg(any(feature = "consul", feature = "discovery", feature = "etcd"))]
 mod place;
+#[cfg(any(feature = "consul", feature = "zookeeper"))]
+mod verdict;
 #[cfg(feature = "zookeeper")]
 pub mod zookeeper;
 

@@ -4,20 +4,9 @@ use std::error::Error as StdError;
 
 use reqwest::StatusCode;
 use spilo_core::DcsError;
-use spilo_core::dcs::DcsErrorKind;
 
 use super::NAME;
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It was not done.
-    NotDone,
-    /// It may have been done.
-    Unknown,
-    /// It was not done, and asking again does not help.
-    Refused,
-}
+pub(super) use crate::verdict::{Effect, Verdict};
 
 /// A request that failed.
 #[derive(Debug)]
@@ -25,13 +14,6 @@ pub(super) struct Failure {
     pub(super) verdict: Verdict,
     pub(super) problem: String,
     pub(super) source: Option<reqwest::Error>,
-}
-
-/// Whether a request changes anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
-    Read,
-    Write,
 }
 
 impl Failure {
@@ -68,11 +50,7 @@ impl Failure {
 
     /// Says what was about to be done.
     pub(super) fn while_about_to(self, action: &str, effect: Effect) -> DcsError {
-        let kind = match (self.verdict, effect) {
-            (Verdict::Refused, _) => DcsErrorKind::Refused,
-            (Verdict::NotDone, _) | (Verdict::Unknown, Effect::Read) => DcsErrorKind::Unavailable,
-            (Verdict::Unknown, Effect::Write) => DcsErrorKind::Indeterminate,
-        };
+        let kind = self.verdict.kind(effect);
         let error = DcsError::new(NAME, kind, action, self.problem);
         match self.source {
             Some(source) => error.because(source),
@@ -169,27 +147,5 @@ mod tests {
             let failure = Failure::of_status(status, text.as_bytes());
             assert_eq!(failure.verdict, verdict, "{status} {text}");
         }
-    }
-
-    #[test]
-    fn a_lost_answer_is_indeterminate_only_where_something_may_have_changed() {
-        let kind = |verdict, effect| {
-            Failure::new(verdict, "x")
-                .while_about_to("try", effect)
-                .kind()
-        };
-        assert_eq!(
-            kind(Verdict::Unknown, Effect::Write),
-            DcsErrorKind::Indeterminate
-        );
-        assert_eq!(
-            kind(Verdict::Unknown, Effect::Read),
-            DcsErrorKind::Unavailable
-        );
-        assert_eq!(
-            kind(Verdict::NotDone, Effect::Write),
-            DcsErrorKind::Unavailable
-        );
-        assert_eq!(kind(Verdict::Refused, Effect::Write), DcsErrorKind::Refused);
     }
 }

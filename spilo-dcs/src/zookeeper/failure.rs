@@ -1,21 +1,10 @@
 //! What an error of ZooKeeper says about the request that it answers.
 
 use spilo_core::DcsError;
-use spilo_core::dcs::DcsErrorKind;
 use zookeeper_client::Error;
 
 use super::NAME;
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// It was not done.
-    NotDone,
-    /// It may have been done.
-    Unknown,
-    /// It was not done, and asking again does not help.
-    Refused,
-}
+pub(super) use crate::verdict::{Effect, Verdict};
 
 /// A request that failed.
 #[derive(Debug)]
@@ -23,13 +12,6 @@ pub(super) struct Failure {
     pub(super) verdict: Verdict,
     pub(super) problem: String,
     pub(super) source: Option<Error>,
-}
-
-/// Whether a request changes anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Effect {
-    Read,
-    Write,
 }
 
 impl Failure {
@@ -70,11 +52,7 @@ impl Failure {
 
     /// Says what was about to be done.
     pub(super) fn while_about_to(self, action: &str, effect: Effect) -> DcsError {
-        let kind = match (self.verdict, effect) {
-            (Verdict::Refused, _) => DcsErrorKind::Refused,
-            (Verdict::NotDone, _) | (Verdict::Unknown, Effect::Read) => DcsErrorKind::Unavailable,
-            (Verdict::Unknown, Effect::Write) => DcsErrorKind::Indeterminate,
-        };
+        let kind = self.verdict.kind(effect);
         let error = DcsError::new(NAME, kind, action, self.problem);
         match self.source {
             Some(source) => error.because(source),
@@ -102,6 +80,8 @@ fn judge(error: &Error) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use spilo_core::dcs::DcsErrorKind;
+
     use super::*;
 
     #[test]

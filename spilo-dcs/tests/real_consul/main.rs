@@ -9,6 +9,8 @@ mod answers;
 mod certificates;
 mod faults;
 mod layout;
+#[path = "../ports/ports.rs"]
+mod ports;
 mod server;
 #[cfg(feature = "tls")]
 mod tls;

@@ -1,7 +1,7 @@
 //! A Consul server of a test's own.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +12,8 @@ use spilo_core::conformance::dcs::Laboratory;
 use spilo_core::{Dcs, Scope};
 use spilo_dcs::{Consul, ConsulOptions};
 use tempfile::TempDir;
+
+use crate::ports::free_ports;
 
 /// One server on ports and a directory of its own, gone when it is dropped.
 #[derive(Debug)]
@@ -246,13 +248,3 @@ impl Drop for ConsulServer {
 
 /// What may do everything where a test switches the access control list on.
 pub(crate) const MASTER: &str = "b19533c4-e7c1-4bd5-9b4c-2d2b3c4d5e6f";
-
-/// Returns ports that nobody listens on; all are held until all are found.
-fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
-}

@@ -11,6 +11,8 @@ mod clusters;
 mod faults;
 mod layout;
 mod login;
+#[path = "../ports/ports.rs"]
+mod ports;
 mod server;
 #[cfg(feature = "tls")]
 mod tls;

@@ -1,6 +1,5 @@
 //! etcd servers of a test's own.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -12,6 +11,8 @@ use spilo_core::conformance::dcs::Laboratory;
 use spilo_core::{Dcs, Scope};
 use spilo_dcs::{Etcd, EtcdOptions};
 use tempfile::TempDir;
+
+use crate::ports::free_ports;
 
 /// One etcd cluster on ports and directories of its own, gone when it is dropped.
 #[derive(Debug)]
@@ -242,14 +243,4 @@ impl Drop for EtcdCluster {
             process.wait().ok();
         }
     }
-}
-
-/// Returns ports that nobody listens on; all are held until all are found.
-fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
 }

@@ -6,6 +6,8 @@
 
 mod faults;
 mod layout;
+#[path = "../ports/ports.rs"]
+mod ports;
 mod server;
 
 use server::ZooKeeperServer;

@@ -1,6 +1,5 @@
 //! A ZooKeeper server of a test's own.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +10,8 @@ use spilo_core::{Dcs, Scope};
 use spilo_dcs::{ZooKeeper, ZooKeeperOptions};
 use tempfile::TempDir;
 use zookeeper_client::Client;
+
+use crate::ports::free_ports;
 
 /// One server on ports and a directory of its own, gone when it is dropped.
 #[derive(Debug)]
@@ -211,16 +212,6 @@ fn options(hosts: impl IntoIterator<Item = String>) -> ZooKeeperOptions {
     let mut options = ZooKeeperOptions::new(Scope::new("demo").unwrap(), hosts);
     options.tick_time = TICK;
     options
-}
-
-/// Returns ports that nobody listens on; all are held until all are found.
-fn free_ports(count: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    held.iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect()
 }
 
 /// Short, so that sessions of a second are granted.
