@@ -9,17 +9,17 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
-use crate::consul::Consul;
 use crate::etcd::Etcd;
 use crate::exec;
-use crate::net::Bridge;
+use crate::net::{Bridge, Place};
 use crate::node::Node;
 use crate::ports::Port;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreKind};
-use crate::zookeeper::ZooKeeper;
 
 mod config;
+
+pub(crate) use config::merge;
 
 /// The agent that runs the nodes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,40 +99,13 @@ impl Cluster {
         &self.store
     }
 
-    /// Returns the store of a cluster that has etcd.
+    /// Returns the etcd of a cluster that has one.
     ///
     /// # Panics
     ///
-    /// If it has another.
+    /// If it has another store.
     pub fn etcd(&self) -> &Etcd {
-        match &self.store {
-            Store::Etcd(etcd) => etcd,
-            Store::Consul(_) | Store::ZooKeeper(_) => panic!("this cluster has no etcd"),
-        }
-    }
-
-    /// Returns the store of a cluster that has Consul.
-    ///
-    /// # Panics
-    ///
-    /// If it has another.
-    pub fn consul(&self) -> &Consul {
-        match &self.store {
-            Store::Consul(consul) => consul,
-            Store::Etcd(_) | Store::ZooKeeper(_) => panic!("this cluster has no Consul"),
-        }
-    }
-
-    /// Returns the store of a cluster that has ZooKeeper.
-    ///
-    /// # Panics
-    ///
-    /// If it has another.
-    pub fn zookeeper(&self) -> &ZooKeeper {
-        match &self.store {
-            Store::ZooKeeper(zookeeper) => zookeeper,
-            Store::Etcd(_) | Store::Consul(_) => panic!("this cluster has no ZooKeeper"),
-        }
+        self.store.etcd().expect("this cluster has etcd")
     }
 
     /// Returns all nodes, in the order of their names.
@@ -344,7 +317,7 @@ impl ClusterBuilder {
     /// replaced.
     #[must_use]
     pub fn overlay(mut self, values: &Value) -> Self {
-        config::merge(&mut self.overlay, values);
+        merge(&mut self.overlay, values);
         self
     }
 
@@ -363,8 +336,8 @@ impl ClusterBuilder {
         self
     }
 
-    /// Gives every node a network namespace of its own, so that its packets can be dropped. Needs
-    /// root.
+    /// Gives every node a network namespace of its own, and each member of a store that has
+    /// several, so that its packets can be dropped. Needs root.
     #[must_use]
     pub fn namespaces(mut self, namespaces: bool) -> Self {
         self.namespaces = namespaces;
@@ -394,8 +367,15 @@ impl ClusterBuilder {
             .as_ref()
             .map_or(Ipv4Addr::LOCALHOST, Bridge::address)
             .into();
+        let mut places = vec![Place::from(host); self.store_members];
+        if let Some(bridge) = bridge.as_ref().filter(|_| self.store_members > 1) {
+            for place in &mut places {
+                *place = bridge.namespace(&sandbox).await?.into();
+            }
+        }
+        let nodes_host = bridge.is_some().then_some((host, self.nodes));
         let store =
-            Store::start_in(self.store, Arc::clone(&sandbox), self.store_members, host).await?;
+            Store::start_in(self.store, Arc::clone(&sandbox), places, host, nodes_host).await?;
         let (mut nodes, mut agents) = (Vec::new(), Vec::new());
         for index in 0..self.nodes {
             let namespace = match &bridge {

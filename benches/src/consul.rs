@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use crate::cluster::merge;
 use crate::exec;
 use crate::http::Target;
+use crate::net::Place;
 use crate::ports::Port;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
@@ -20,6 +21,8 @@ use crate::service::Service;
 #[derive(Debug)]
 pub struct Consul {
     servers: Vec<Server>,
+    /// The agents beside the nodes, where the nodes do not ask the servers themselves.
+    agents: Vec<Server>,
     _sandbox: Arc<Sandbox>,
 }
 
@@ -31,109 +34,60 @@ struct Server {
 }
 
 impl Consul {
+    /// Starts a server in each place; with a host of the nodes, an agent there for each node.
     pub(crate) async fn start_in(
         sandbox: Arc<Sandbox>,
-        count: usize,
-        host: IpAddr,
+        places: &[Place],
+        nodes: Option<(IpAddr, usize)>,
     ) -> Result<Self> {
         let mut ports = Vec::new();
-        for _ in 0..count {
-            let of_server = [
-                Port::reserve()?,
-                Port::reserve()?,
-                Port::reserve()?,
-                Port::reserve()?,
-            ];
-            ports.push(of_server);
+        for _ in places {
+            ports.push(reserve()?);
         }
-        let join: Vec<String> = ports
-            .iter()
-            .map(|ports| format!("{host}:{}", ports[1].number()))
-            .collect();
-        let program = std::env::var_os("SPILO_CONSUL").unwrap_or_else(|| "consul".into());
-        let program = exec::find_program([program]).context("Consul is not installed")?;
+        let join = |(place, ports): (&Place, &[Port; 4])| {
+            format!("{}:{}", place.address, ports[1].number())
+        };
+        let join: Vec<String> = places.iter().zip(&ports).map(join).collect();
         let mut servers = Vec::new();
-        for (number, ports) in ports.into_iter().enumerate() {
+        for (number, (place, ports)) in places.iter().zip(ports).enumerate() {
             let name = format!("c{number}");
-            let [http, serf_lan, serf_wan, rpc] = [0, 1, 2, 3].map(|i: usize| ports[i].number());
-            let config = json!({
+            let role = json!({
                 "server": true,
-                "bootstrap_expect": count,
-                "node_name": name,
-                "data_dir": sandbox.dir().join(&name),
-                "bind_addr": host,
-                "client_addr": host,
-                "retry_join": join,
-                "retry_interval": "1s",
-                "disable_update_check": true,
-                "log_level": "info",
-                "ports": {
-                    "http": http, "dns": -1, "grpc": -1,
-                    "serf_lan": serf_lan, "serf_wan": serf_wan, "server": rpc,
-                },
+                "bootstrap_expect": places.len(),
                 // As production does: elections within seconds.
                 "performance": { "raft_multiplier": 1 },
             });
-            let file = sandbox.dir().join(format!("{name}.json"));
-            std::fs::write(&file, config.to_string())?;
-            let arguments = ["agent", "-config-file"].map(str::to_owned);
-            let arguments = arguments.into_iter().chain([file.display().to_string()]);
-            let log = sandbox.dir().join(format!("{name}.log"));
-            let service = Service::new(program.clone(), arguments.collect(), log);
-            service.spawn()?;
-            servers.push(Server {
-                endpoint: format!("{host}:{http}"),
-                service,
-                _ports: ports,
-            });
+            servers.push(start(&sandbox, &name, place, ports, &join, role)?);
+        }
+        let mut agents = Vec::new();
+        if let Some((host, count)) = nodes {
+            for number in 0..count {
+                let (name, place) = (format!("a{number}"), Place::from(host));
+                let ports = reserve()?;
+                agents.push(start(&sandbox, &name, &place, ports, &join, json!({}))?);
+            }
         }
         let consul = Self {
             servers,
+            agents,
             _sandbox: sandbox,
         };
         consul.wait_healthy(Duration::from_secs(30)).await?;
         Ok(consul)
     }
 
-    /// Returns how many servers there are, running or not.
-    pub fn servers(&self) -> usize {
-        self.servers.len()
+    /// Returns the address of the HTTP API that a node asks, as Patroni's `consul.host` wants it.
+    pub fn endpoint(&self, node: usize) -> &str {
+        let asked = if self.agents.is_empty() {
+            &self.servers
+        } else {
+            &self.agents
+        };
+        &asked[node % asked.len()].endpoint
     }
 
-    /// Returns the address of a server's HTTP API, as Patroni's `consul.host` wants it.
-    pub fn endpoint(&self, server: usize) -> &str {
-        &self.servers[server].endpoint
-    }
-
-    /// Stops a server the polite way (SIGTERM) and waits for its end.
-    pub async fn stop(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGTERM);
-        self.servers[server].service.reap().await;
-    }
-
-    /// Kills a server with -9.
-    pub async fn kill(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGKILL);
-        self.servers[server].service.reap().await;
-    }
-
-    /// Stops a server's processor time (SIGSTOP); it keeps its connections and answers nothing.
-    pub fn freeze(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGSTOP);
-    }
-
-    /// Lets a frozen server run again.
-    pub fn thaw(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGCONT);
-    }
-
-    /// Starts a server that was killed, on its old data, and does not wait for it.
-    ///
-    /// # Errors
-    ///
-    /// Fails where the program cannot be started.
-    pub fn restart(&self, server: usize) -> Result<()> {
-        self.servers[server].service.spawn()
+    pub(crate) fn processes(&self) -> Vec<&Service> {
+        self.servers.iter().map(|server| &server.service).collect()
     }
 
     /// Waits until every server is in the catalogue and the first one takes writes.
@@ -157,9 +111,11 @@ impl Consul {
 
     async fn is_healthy(&self) -> Result<()> {
         let nodes = self.cli(&["catalog", "nodes"]).await?;
-        for number in 0..self.servers.len() {
-            if !nodes.contains(&format!("c{number}")) {
-                anyhow::bail!("c{number} is not in the catalogue");
+        for (letter, expected) in [("c", &self.servers), ("a", &self.agents)] {
+            for number in 0..expected.len() {
+                if !nodes.contains(&format!("{letter}{number} ")) {
+                    anyhow::bail!("{letter}{number} is not in the catalogue");
+                }
             }
         }
         self.cli(&["kv", "put", "health", "1"]).await.map(drop)
@@ -172,7 +128,7 @@ impl Consul {
     /// Fails where no session holds it, or Consul does not answer within 5 s.
     pub async fn destroy_session_of(&self, key: &str) -> Result<()> {
         let api = Target {
-            address: self.servers[0].endpoint.parse()?,
+            address: self.endpoint(0).parse()?,
             namespace: None,
         };
         let limit = Duration::from_secs(5);
@@ -199,11 +155,11 @@ impl Consul {
                 words.next() == Some(&name) && words.any(|word| word == "leader")
             })
         };
-        let leader = (0..self.servers()).find(leads);
+        let leader = (0..self.servers.len()).find(leads);
         leader.with_context(|| format!("no server leads: {peers}"))
     }
 
-    /// Runs `consul` against the first server and returns what it printed.
+    /// Runs `consul` against what the first node asks and returns what it printed.
     ///
     /// # Errors
     ///
@@ -212,8 +168,59 @@ impl Consul {
         let program = std::env::var_os("SPILO_CONSUL").unwrap_or_else(|| "consul".into());
         let mut command = tokio::process::Command::new(program);
         command
-            .env("CONSUL_HTTP_ADDR", &self.servers[0].endpoint)
+            .env("CONSUL_HTTP_ADDR", self.endpoint(0))
             .args(arguments);
         exec::run(&mut command, Duration::from_secs(6)).await
     }
+}
+
+fn reserve() -> Result<[Port; 4]> {
+    Ok([
+        Port::reserve()?,
+        Port::reserve()?,
+        Port::reserve()?,
+        Port::reserve()?,
+    ])
+}
+
+/// Starts one agent of Consul, a server or not.
+fn start(
+    sandbox: &Sandbox,
+    name: &str,
+    place: &Place,
+    ports: [Port; 4],
+    join: &[String],
+    role: Value,
+) -> Result<Server> {
+    let host = place.address;
+    let [http, serf_lan, serf_wan, rpc] = [0, 1, 2, 3].map(|i: usize| ports[i].number());
+    let mut config = json!({
+        "node_name": name,
+        "data_dir": sandbox.dir().join(name),
+        "bind_addr": host,
+        "client_addr": host,
+        "retry_join": join,
+        "retry_interval": "1s",
+        "disable_update_check": true,
+        "log_level": "info",
+        "ports": {
+            "http": http, "dns": -1, "grpc": -1,
+            "serf_lan": serf_lan, "serf_wan": serf_wan, "server": rpc,
+        },
+    });
+    merge(&mut config, &role);
+    let file = sandbox.dir().join(format!("{name}.json"));
+    std::fs::write(&file, config.to_string())?;
+    let program = std::env::var_os("SPILO_CONSUL").unwrap_or_else(|| "consul".into());
+    let program = exec::find_program([program]).context("Consul is not installed")?;
+    let arguments = ["agent", "-config-file"].map(str::to_owned);
+    let arguments = arguments.into_iter().chain([file.display().to_string()]);
+    let log = sandbox.dir().join(format!("{name}.log"));
+    let service = Service::new(program, arguments.collect(), log).inside(place);
+    service.spawn()?;
+    Ok(Server {
+        endpoint: format!("{host}:{http}"),
+        service,
+        _ports: ports,
+    })
 }

@@ -1,15 +1,15 @@
 //! A real etcd, of one member or three.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
 use crate::exec;
 use crate::http::Target;
+use crate::net::Place;
 use crate::ports::Port;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
@@ -43,23 +43,11 @@ struct Member {
 }
 
 impl Etcd {
-    /// Starts etcd on the loopback interface and waits until it answers.
-    ///
-    /// # Errors
-    ///
-    /// Fails where no etcd is installed, or it does not become healthy in 20 s.
-    pub async fn start(members: usize) -> Result<Self> {
-        let sandbox = Arc::new(Sandbox::new()?);
-        Self::start_in(sandbox, members, Ipv4Addr::LOCALHOST.into()).await
-    }
-
-    pub(crate) async fn start_in(
-        sandbox: Arc<Sandbox>,
-        count: usize,
-        host: IpAddr,
-    ) -> Result<Self> {
+    /// Starts a member in each place.
+    pub(crate) async fn start_in(sandbox: Arc<Sandbox>, places: &[Place]) -> Result<Self> {
         let mut members = Vec::new();
-        for number in 0..count {
+        for (number, place) in places.iter().enumerate() {
+            let host = place.address;
             let ports = [Port::reserve()?, Port::reserve()?];
             let endpoint = format!("{host}:{}", ports[0].number());
             let name = format!("e{number}");
@@ -78,17 +66,19 @@ impl Etcd {
                         ),
                     ],
                     sandbox.dir().join(format!("{name}.log")),
-                ),
+                )
+                .inside(place),
                 client_url: format!("http://{endpoint}"),
                 name,
                 endpoint,
                 ports,
             });
         }
-        let peers: Vec<String> = members
-            .iter()
-            .map(|member| format!("{}=http://{host}:{}", member.name, member.ports[1].number()))
-            .collect();
+        let peer = |(member, place): (&Member, &Place)| {
+            let (host, port) = (place.address, member.ports[1].number());
+            format!("{}=http://{host}:{port}", member.name)
+        };
+        let peers: Vec<String> = members.iter().zip(places).map(peer).collect();
         for member in &mut members {
             let service = &mut member.service;
             service.argument(format!("--initial-cluster={}", peers.join(",")));
@@ -135,9 +125,8 @@ impl Etcd {
         Ok(self)
     }
 
-    /// Returns how many members there are, running or not.
-    pub fn members(&self) -> usize {
-        self.members.len()
+    pub(crate) fn processes(&self) -> Vec<&Service> {
+        self.members.iter().map(|member| &member.service).collect()
     }
 
     /// Returns the addresses for clients, `host:port` each, as Patroni's `etcd3.hosts` wants them:
@@ -161,37 +150,6 @@ impl Etcd {
             })
         };
         self.members.iter().map(target).collect()
-    }
-
-    /// Stops a member the polite way (SIGTERM) and waits for its end.
-    pub async fn stop(&self, member: usize) {
-        self.members[member].service.signal(Signal::SIGTERM);
-        self.members[member].service.reap().await;
-    }
-
-    /// Kills a member with -9.
-    pub async fn kill(&self, member: usize) {
-        self.members[member].service.signal(Signal::SIGKILL);
-        self.members[member].service.reap().await;
-    }
-
-    /// Stops a member's processor time (SIGSTOP); it keeps its connections and answers nothing.
-    pub fn freeze(&self, member: usize) {
-        self.members[member].service.signal(Signal::SIGSTOP);
-    }
-
-    /// Lets a frozen member run again.
-    pub fn thaw(&self, member: usize) {
-        self.members[member].service.signal(Signal::SIGCONT);
-    }
-
-    /// Starts a member that was stopped or killed, on its old data, and does not wait for it.
-    ///
-    /// # Errors
-    ///
-    /// Fails where the program cannot be started.
-    pub fn restart(&self, member: usize) -> Result<()> {
-        self.members[member].service.spawn()
     }
 
     /// Waits until etcd answers a linearisable read.

@@ -11,7 +11,6 @@ use tokio::time::sleep;
 use crate::clock::as_ms;
 use crate::cluster::Cluster;
 use crate::node::Node;
-use crate::store::Store;
 
 /// The cost of three idle nodes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -105,7 +104,7 @@ fn empty_wake_us(span: Duration) -> Result<u64> {
 }
 
 async fn etcd_calls(cluster: &Cluster) -> Result<Option<u64>> {
-    let Store::Etcd(etcd) = cluster.store() else {
+    let Some(etcd) = cluster.store().etcd() else {
         return Ok(None);
     };
     let mut calls = 0.0;

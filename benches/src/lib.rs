@@ -42,6 +42,7 @@ pub mod chaos;
 pub mod clock;
 pub mod cluster;
 pub mod consul;
+mod dns;
 pub mod etcd;
 mod exec;
 pub mod failover;

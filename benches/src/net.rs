@@ -1,7 +1,7 @@
 //! Network namespaces: one per node, joined by a bridge whose ports can be shut.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -23,12 +23,38 @@ pub(crate) struct Bridge {
     next_host: AtomicU8,
 }
 
-/// A node's network namespace.
+/// The network namespace of a node, or of a member of the store.
 #[derive(Clone, Debug)]
 pub(crate) struct Namespace {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
     port: String,
+}
+
+/// Where a process of the store runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) address: IpAddr,
+    /// The harness's own if `None`.
+    pub(crate) namespace: Option<Namespace>,
+}
+
+impl From<IpAddr> for Place {
+    fn from(address: IpAddr) -> Self {
+        Self {
+            address,
+            namespace: None,
+        }
+    }
+}
+
+impl From<Namespace> for Place {
+    fn from(namespace: Namespace) -> Self {
+        Self {
+            address: namespace.address.into(),
+            namespace: Some(namespace),
+        }
+    }
 }
 
 impl Bridge {
@@ -120,6 +146,21 @@ impl Namespace {
     /// Lets packets through again.
     pub(crate) async fn heal(&self) -> Result<()> {
         self.port_state(PORT_FORWARDING).await
+    }
+
+    /// Drops every packet to another one, in silence.
+    pub(crate) async fn lose(&self, other: &Self) -> Result<()> {
+        self.route("add", other).await
+    }
+
+    /// Undoes [`Self::lose`].
+    pub(crate) async fn find(&self, other: &Self) -> Result<()> {
+        self.route("del", other).await
+    }
+
+    async fn route(&self, change: &str, other: &Self) -> Result<()> {
+        let to = format!("{}/32", other.address);
+        ip(&["-n", &self.name, "route", change, "blackhole", &to]).await
     }
 
     async fn port_state(&self, state: &str) -> Result<()> {

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use tokio::time::sleep;
 
+use crate::net::Place;
 use crate::procs;
 
 /// A program with its arguments, which runs at most once at a time; it ends when this is dropped.
@@ -29,6 +30,17 @@ impl Service {
             log,
             process: Mutex::new(None),
         }
+    }
+
+    /// Has it run where a place says.
+    pub(crate) fn inside(mut self, place: &Place) -> Self {
+        if let Some(namespace) = &place.namespace {
+            let program = std::mem::replace(&mut self.program, PathBuf::from("ip"));
+            let line = ["netns", "exec", &namespace.name].map(str::to_owned);
+            let line = line.into_iter().chain([program.display().to_string()]);
+            self.arguments.splice(0..0, line);
+        }
+        self
     }
 
     /// Adds an argument for the next start.

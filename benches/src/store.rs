@@ -1,16 +1,20 @@
 //! The store that a cluster agrees through.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 use crate::consul::Consul;
+use crate::dns::Dns;
 use crate::etcd::{Etcd, Front};
+use crate::net::{Namespace, Place};
 use crate::sandbox::Sandbox;
+use crate::service::Service;
 use crate::zookeeper::ZooKeeper;
 
 /// Which store a cluster has.
@@ -22,6 +26,8 @@ pub enum StoreKind {
     EtcdGateway,
     /// etcd, behind `etcd grpc-proxy`.
     EtcdProxy,
+    /// etcd, whose members DNS names.
+    EtcdDns,
     /// Consul.
     Consul,
     /// ZooKeeper.
@@ -35,6 +41,7 @@ impl fmt::Display for StoreKind {
             Self::Etcd => "etcd",
             Self::EtcdGateway => "etcd behind its gateway",
             Self::EtcdProxy => "etcd behind its proxy",
+            Self::EtcdDns => "etcd in DNS",
             Self::Consul => "Consul",
             Self::ZooKeeper => "ZooKeeper",
         })
@@ -43,62 +50,89 @@ impl fmt::Display for StoreKind {
 
 /// A running store.
 #[derive(Debug)]
-pub enum Store {
-    /// etcd.
+pub struct Store {
+    servers: Servers,
+    places: Vec<Place>,
+    /// Who names the members, where they are not named in the configuration.
+    dns: Option<Dns>,
+}
+
+/// Its members or servers.
+#[derive(Debug)]
+enum Servers {
     Etcd(Etcd),
-    /// Consul.
     Consul(Consul),
-    /// ZooKeeper.
     ZooKeeper(ZooKeeper),
 }
 
 impl Store {
-    /// Returns how many members or servers it has, running or not.
-    pub fn members(&self) -> usize {
-        match self {
-            Self::Etcd(etcd) => etcd.members(),
-            Self::Consul(consul) => consul.servers(),
-            Self::ZooKeeper(zookeeper) => zookeeper.servers(),
+    /// Starts one on the loopback interface, of one member or three, and waits until it answers.
+    ///
+    /// # Errors
+    ///
+    /// Fails where it is not installed, or does not become healthy within a minute.
+    pub async fn start(kind: StoreKind, members: usize) -> Result<Self> {
+        let host = IpAddr::from(Ipv4Addr::LOCALHOST);
+        let sandbox = Arc::new(Sandbox::new()?);
+        Self::start_in(kind, sandbox, vec![Place::from(host); members], host, None).await
+    }
+
+    /// Returns etcd, if that is what it is.
+    pub fn etcd(&self) -> Option<&Etcd> {
+        match &self.servers {
+            Servers::Etcd(etcd) => Some(etcd),
+            _ => None,
         }
     }
 
-    /// Stops a member the polite way and waits for its end.
-    pub async fn stop(&self, member: usize) {
-        match self {
-            Self::Etcd(etcd) => etcd.stop(member).await,
-            Self::Consul(consul) => consul.stop(member).await,
-            Self::ZooKeeper(zookeeper) => zookeeper.stop(member).await,
+    /// Returns Consul, if that is what it is.
+    pub fn consul(&self) -> Option<&Consul> {
+        match &self.servers {
+            Servers::Consul(consul) => Some(consul),
+            _ => None,
         }
+    }
+
+    /// Returns how many members or servers it has, running or not.
+    pub fn members(&self) -> usize {
+        self.processes().len()
+    }
+
+    fn processes(&self) -> Vec<&Service> {
+        match &self.servers {
+            Servers::Etcd(etcd) => etcd.processes(),
+            Servers::Consul(consul) => consul.processes(),
+            Servers::ZooKeeper(zookeeper) => zookeeper.processes(),
+        }
+    }
+
+    /// Stops a member the polite way (SIGTERM) and waits for its end.
+    pub async fn stop(&self, member: usize) {
+        self.end(member, Signal::SIGTERM).await;
     }
 
     /// Kills a member with -9.
     pub async fn kill(&self, member: usize) {
-        match self {
-            Self::Etcd(etcd) => etcd.kill(member).await,
-            Self::Consul(consul) => consul.kill(member).await,
-            Self::ZooKeeper(zookeeper) => zookeeper.kill(member).await,
-        }
+        self.end(member, Signal::SIGKILL).await;
     }
 
-    /// Stops every member's processor time.
+    async fn end(&self, member: usize, signal: Signal) {
+        let process = self.processes()[member];
+        process.signal(signal);
+        process.reap().await;
+    }
+
+    /// Stops every member's processor time (SIGSTOP): it keeps its connections and answers nothing.
     pub fn freeze(&self) {
-        for member in 0..self.members() {
-            match self {
-                Self::Etcd(etcd) => etcd.freeze(member),
-                Self::Consul(consul) => consul.freeze(member),
-                Self::ZooKeeper(zookeeper) => zookeeper.freeze(member),
-            }
+        for process in self.processes() {
+            process.signal(Signal::SIGSTOP);
         }
     }
 
     /// Lets every frozen member run again.
     pub fn thaw(&self) {
-        for member in 0..self.members() {
-            match self {
-                Self::Etcd(etcd) => etcd.thaw(member),
-                Self::Consul(consul) => consul.thaw(member),
-                Self::ZooKeeper(zookeeper) => zookeeper.thaw(member),
-            }
+        for process in self.processes() {
+            process.signal(Signal::SIGCONT);
         }
     }
 
@@ -108,11 +142,68 @@ impl Store {
     ///
     /// Fails where the program cannot be started.
     pub fn restart(&self, member: usize) -> Result<()> {
-        match self {
-            Self::Etcd(etcd) => etcd.restart(member),
-            Self::Consul(consul) => consul.restart(member),
-            Self::ZooKeeper(zookeeper) => zookeeper.restart(member),
+        self.processes()[member].spawn()
+    }
+
+    /// Drops every packet to and from a member, in silence.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the cluster was built without namespaces, or with one member.
+    pub async fn cut(&self, member: usize) -> Result<()> {
+        self.namespace(member)?.cut().await
+    }
+
+    /// Undoes [`Self::cut`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::cut`].
+    pub async fn heal(&self, member: usize) -> Result<()> {
+        self.namespace(member)?.heal().await
+    }
+
+    /// Drops every packet between a member and all the others, in silence; clients go on reaching it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::cut`].
+    pub async fn cut_from_others(&self, member: usize) -> Result<()> {
+        for other in (0..self.members()).filter(|other| *other != member) {
+            self.namespace(member)?.lose(self.namespace(other)?).await?;
         }
+        Ok(())
+    }
+
+    /// Undoes [`Self::cut_from_others`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::cut`].
+    pub async fn heal_to_others(&self, member: usize) -> Result<()> {
+        for other in (0..self.members()).filter(|other| *other != member) {
+            self.namespace(member)?.find(self.namespace(other)?).await?;
+        }
+        Ok(())
+    }
+
+    fn namespace(&self, member: usize) -> Result<&Namespace> {
+        let namespace = self.places[member].namespace.as_ref();
+        namespace.context("the store's members have no namespaces")
+    }
+
+    /// Has DNS name these members and no other, or say that there is no such domain if they are
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the members are not found in DNS, or its server does not start.
+    pub async fn name_members(&self, members: &[usize]) -> Result<()> {
+        let dns = self.dns.as_ref().context("DNS does not name the members")?;
+        let etcd = self.etcd().context("only etcd is found in DNS")?;
+        let endpoints = etcd.endpoints();
+        let named = members.iter().map(|member| endpoints[*member].as_str());
+        dns.serve(named).await
     }
 
     /// Returns the place of the member that leads the others.
@@ -121,10 +212,10 @@ impl Store {
     ///
     /// Fails where none does.
     pub async fn leader(&self) -> Result<usize> {
-        match self {
-            Self::Etcd(etcd) => etcd.leader().await,
-            Self::Consul(consul) => consul.leader().await,
-            Self::ZooKeeper(zookeeper) => zookeeper.leader().await,
+        match &self.servers {
+            Servers::Etcd(etcd) => etcd.leader().await,
+            Servers::Consul(consul) => consul.leader().await,
+            Servers::ZooKeeper(zookeeper) => zookeeper.leader().await,
         }
     }
 
@@ -134,10 +225,10 @@ impl Store {
     ///
     /// Fails after `limit`.
     pub async fn wait_healthy(&self, limit: Duration) -> Result<()> {
-        match self {
-            Self::Etcd(etcd) => etcd.wait_healthy(limit).await,
-            Self::Consul(consul) => consul.wait_healthy(limit).await,
-            Self::ZooKeeper(zookeeper) => zookeeper.wait_healthy(limit).await,
+        match &self.servers {
+            Servers::Etcd(etcd) => etcd.wait_healthy(limit).await,
+            Servers::Consul(consul) => consul.wait_healthy(limit).await,
+            Servers::ZooKeeper(zookeeper) => zookeeper.wait_healthy(limit).await,
         }
     }
 
@@ -147,13 +238,13 @@ impl Store {
     ///
     /// Fails where the store does not answer within 5 s.
     pub async fn delete(&self, scope: &str, key: &str) -> Result<()> {
-        match self {
-            Self::Etcd(etcd) => etcd.delete(&format!("/service/{scope}/{key}")).await,
-            Self::Consul(consul) => {
+        match &self.servers {
+            Servers::Etcd(etcd) => etcd.delete(&format!("/service/{scope}/{key}")).await,
+            Servers::Consul(consul) => {
                 let key = format!("service/{scope}/{key}");
                 consul.cli(&["kv", "delete", &key]).await.map(drop)
             }
-            Self::ZooKeeper(zookeeper) => {
+            Servers::ZooKeeper(zookeeper) => {
                 zookeeper.delete(&format!("/service/{scope}/{key}")).await
             }
         }
@@ -165,55 +256,70 @@ impl Store {
     ///
     /// Fails where the store does not answer within 5 s.
     pub async fn delete_all(&self, scope: &str) -> Result<()> {
-        match self {
-            Self::Etcd(etcd) => etcd.delete_prefix(&format!("/service/{scope}/")).await,
-            Self::Consul(consul) => {
+        match &self.servers {
+            Servers::Etcd(etcd) => etcd.delete_prefix(&format!("/service/{scope}/")).await,
+            Servers::Consul(consul) => {
                 let prefix = format!("service/{scope}/");
                 consul
                     .cli(&["kv", "delete", "-recurse", &prefix])
                     .await
                     .map(drop)
             }
-            Self::ZooKeeper(zookeeper) => zookeeper.delete_all(&format!("/service/{scope}")).await,
+            Servers::ZooKeeper(zookeeper) => {
+                zookeeper.delete_all(&format!("/service/{scope}")).await
+            }
         }
     }
 
+    /// Starts a member in each place; `host` is where the nodes reach what is in no namespace, and
+    /// `nodes` where Consul has agents of its own beside the nodes, and how many.
     pub(crate) async fn start_in(
         kind: StoreKind,
         sandbox: Arc<Sandbox>,
-        members: usize,
+        places: Vec<Place>,
         host: IpAddr,
+        nodes: Option<(IpAddr, usize)>,
     ) -> Result<Self> {
-        let front = match kind {
-            StoreKind::EtcdGateway => Some(Front::Gateway),
-            StoreKind::EtcdProxy => Some(Front::Proxy),
-            StoreKind::Etcd | StoreKind::Consul | StoreKind::ZooKeeper => None,
-        };
-        Ok(match kind {
-            StoreKind::Etcd | StoreKind::EtcdGateway | StoreKind::EtcdProxy => {
-                let etcd = Etcd::start_in(sandbox, members, host).await?;
-                Self::Etcd(match front {
-                    Some(front) => etcd.behind(front, host).await?,
-                    None => etcd,
+        let mut dns = None;
+        let servers = match kind {
+            StoreKind::Consul => Servers::Consul(Consul::start_in(sandbox, &places, nodes).await?),
+            StoreKind::ZooKeeper => {
+                Servers::ZooKeeper(ZooKeeper::start_in(sandbox, &places).await?)
+            }
+            _ => {
+                let etcd = Etcd::start_in(Arc::clone(&sandbox), &places).await?;
+                Servers::Etcd(match kind {
+                    StoreKind::EtcdGateway => etcd.behind(Front::Gateway, host).await?,
+                    StoreKind::EtcdProxy => etcd.behind(Front::Proxy, host).await?,
+                    StoreKind::EtcdDns => {
+                        let server = Dns::new(&sandbox)?;
+                        server
+                            .serve(etcd.endpoints().iter().map(String::as_str))
+                            .await?;
+                        dns = Some(server);
+                        etcd
+                    }
+                    _ => etcd,
                 })
             }
-            StoreKind::Consul => Self::Consul(Consul::start_in(sandbox, members, host).await?),
-            StoreKind::ZooKeeper => {
-                Self::ZooKeeper(ZooKeeper::start_in(sandbox, members, host).await?)
-            }
+        };
+        Ok(Self {
+            servers,
+            places,
+            dns,
         })
     }
 
     /// Returns the section of the configuration that leads a node to it.
     pub(crate) fn config(&self, node: usize) -> (&'static str, Value) {
-        match self {
-            Self::Etcd(etcd) => ("etcd3", json!({ "hosts": etcd.endpoints() })),
+        match &self.servers {
+            Servers::Etcd(etcd) => match &self.dns {
+                Some(dns) => ("etcd3", dns.config()),
+                None => ("etcd3", json!({ "hosts": etcd.endpoints() })),
+            },
             // Each node asks one of the servers, as it would ask the agent on its own machine.
-            Self::Consul(consul) => {
-                let host = consul.endpoint(node % consul.servers());
-                ("consul", json!({ "host": host }))
-            }
-            Self::ZooKeeper(zookeeper) => ("zookeeper", json!({ "hosts": zookeeper.hosts() })),
+            Servers::Consul(consul) => ("consul", json!({ "host": consul.endpoint(node) })),
+            Servers::ZooKeeper(zookeeper) => ("zookeeper", json!({ "hosts": zookeeper.hosts() })),
         }
     }
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
-use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use serde::Serialize;
 use serde_json::json;
@@ -16,40 +15,16 @@ use crate::chaos::run::FENCE_LIMIT_MS;
 use crate::clock::{ClockPair, boot_ms};
 use crate::cluster::Cluster;
 use crate::node::Node;
-use crate::store::StoreKind;
+use crate::store::{Store, StoreKind};
 use crate::watch::LeaseWatch;
 use crate::witness::{Commit, WalSaver, commits, save_wal, two_writers};
 use crate::writers::{Writers, Written, start_loops, stop_loops, surviving};
 
 mod bootstrap;
+mod fault;
 
-/// What is done to the store.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum StoreFault {
-    /// The store is stopped for 5 s.
-    Stopped,
-    /// The store is killed with -9 and started again at once.
-    Killed,
-    /// One of three members is killed with -9: the one that leads in odd runs, another in even ones.
-    OneOfThree,
-    /// The store stands still (SIGSTOP) for half a ttl.
-    FrozenBriefly,
-    /// The store stands still for three ttls: the primary goes on by consent.
-    FrozenLong,
-    /// The session of the lock is ended while its holder writes; Consul only.
-    SessionDestroyed,
-    /// All of the store is gone for a minute, with all agents alive: the primary goes on by consent.
-    AllGone,
-    /// All of the store is gone and a standby's agent is dead: the primary steps down in time.
-    AllGoneStandbyDead,
-    /// The leader key is deleted by hand.
-    LeaderKeyDeleted,
-    /// Every key of the cluster is deleted.
-    PrefixDeleted,
-    /// The node that bootstraps is killed with -9, a little later each time.
-    BootstrapKilled,
-}
+pub use fault::StoreFault;
+use fault::shortest;
 
 /// A fault of the store, how often, and how long the outage is.
 #[derive(Clone, Debug)]
@@ -107,12 +82,14 @@ struct Seen {
 
 impl StorePlan {
     /// Plans one run against `spilo-agent`, with an outage of one minute where the fault is all of
-    /// the store, which is etcd.
+    /// the store, which is etcd if the fault is not one of another. The lease is longer where the
+    /// store has no shorter ones.
     pub fn new(fault: StoreFault, ttl: u64) -> Self {
+        let store = fault.own_store();
         Self {
             fault,
-            store: StoreKind::Etcd,
-            ttl,
+            store,
+            ttl: ttl.max(shortest(store)),
             repeat: 1,
             outage: Duration::from_secs(60),
         }
@@ -122,6 +99,7 @@ impl StorePlan {
     #[must_use]
     pub fn store(mut self, store: StoreKind) -> Self {
         self.store = store;
+        self.ttl = self.ttl.max(shortest(store));
         self
     }
 
@@ -158,15 +136,12 @@ impl StorePlan {
                 runs,
             });
         }
-        let members = if self.fault == StoreFault::OneOfThree {
-            3
-        } else {
-            1
-        };
+        let members = if self.fault.takes_three() { 3 } else { 1 };
         let builder = Cluster::builder()
             .ttl(self.ttl)
             .store(self.store)
             .store_members(members)
+            .namespaces(self.fault.takes_namespaces())
             .initdb(json!({ "wal-segsize": "1" }));
         let cluster = builder.start().await?;
         for number in 1..=self.repeat {
@@ -269,6 +244,10 @@ impl StorePlan {
                 store.kill(member).await;
                 sleep(Duration::from_secs(self.ttl + 3)).await;
             }
+            StoreFault::MinorityCut
+            | StoreFault::FollowerCut
+            | StoreFault::RecordsChanged
+            | StoreFault::DomainGone => member = self.hide(store, number).await?,
             StoreFault::FrozenBriefly => {
                 store.freeze();
                 sleep(Duration::from_millis(self.ttl * 500)).await;
@@ -279,7 +258,8 @@ impl StorePlan {
             }
             StoreFault::SessionDestroyed => {
                 let leader = format!("service/{scope}/leader");
-                cluster.consul().destroy_session_of(&leader).await?;
+                let consul = store.consul().context("only Consul has sessions to end")?;
+                consul.destroy_session_of(&leader).await?;
                 sleep(Duration::from_secs(2 * self.ttl)).await;
             }
             StoreFault::AllGone => {
@@ -304,6 +284,44 @@ impl StorePlan {
         Ok(member)
     }
 
+    /// Takes one of three members away from others that go on, and returns it.
+    async fn hide(&self, store: &Store, number: usize) -> Result<usize> {
+        let leader = store.leader().await?;
+        let nth = |nth: usize| (leader + nth) % store.members();
+        let is_even = usize::from(number.is_multiple_of(2));
+        Ok(match self.fault {
+            StoreFault::FollowerCut => {
+                let member = nth(1 + is_even);
+                store.cut_from_others(member).await?;
+                sleep(Duration::from_secs(2 * self.ttl)).await;
+                member
+            }
+            StoreFault::RecordsChanged => {
+                let member = number % store.members();
+                let named = (0..store.members()).filter(|named| *named != member);
+                store.name_members(&named.collect::<Vec<_>>()).await?;
+                // Whoever learns of the records before the member is gone does not notice its end.
+                sleep(Duration::from_secs(2)).await;
+                store.kill(member).await;
+                sleep(Duration::from_secs(self.ttl + 3)).await;
+                member
+            }
+            StoreFault::DomainGone => {
+                store.name_members(&[]).await?;
+                sleep(self.outage / 2).await;
+                store.kill(leader).await;
+                sleep(self.outage / 2).await;
+                leader
+            }
+            _ => {
+                let member = nth(is_even);
+                store.cut(member).await?;
+                sleep(Duration::from_secs(2 * self.ttl)).await;
+                member
+            }
+        })
+    }
+
     async fn restore(&self, cluster: &Cluster, old: &Node, member: usize) -> Result<()> {
         let store = cluster.store();
         match self.fault {
@@ -311,6 +329,13 @@ impl StorePlan {
             | StoreFault::Killed
             | StoreFault::OneOfThree
             | StoreFault::AllGone => store.restart(member)?,
+            StoreFault::MinorityCut => store.heal(member).await?,
+            StoreFault::FollowerCut => store.heal_to_others(member).await?,
+            StoreFault::RecordsChanged | StoreFault::DomainGone => {
+                store.restart(member)?;
+                let all: Vec<usize> = (0..store.members()).collect();
+                store.name_members(&all).await?;
+            }
             StoreFault::FrozenBriefly | StoreFault::FrozenLong => store.thaw(),
             StoreFault::AllGoneStandbyDead => {
                 store.restart(0)?;
@@ -330,6 +355,10 @@ impl StorePlan {
             StoreFault::Stopped
             | StoreFault::Killed
             | StoreFault::OneOfThree
+            | StoreFault::MinorityCut
+            | StoreFault::FollowerCut
+            | StoreFault::RecordsChanged
+            | StoreFault::DomainGone
             | StoreFault::FrozenBriefly
             | StoreFault::FrozenLong
             | StoreFault::AllGone => true,
@@ -447,24 +476,6 @@ impl fmt::Display for StoreRun {
         self.violations
             .iter()
             .try_for_each(|violation| write!(f, "\n  VIOLATION: {violation}"))
-    }
-}
-
-impl fmt::Display for StoreFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Stopped => "store stopped for 5 s",
-            Self::Killed => "store killed and restarted",
-            Self::OneOfThree => "one of the store's three members killed",
-            Self::FrozenBriefly => "store frozen for half a ttl",
-            Self::FrozenLong => "store frozen for three ttls",
-            Self::SessionDestroyed => "session destroyed",
-            Self::AllGone => "all of the store gone",
-            Self::AllGoneStandbyDead => "all of the store gone, a standby's agent dead",
-            Self::LeaderKeyDeleted => "leader key deleted",
-            Self::PrefixDeleted => "all keys deleted",
-            Self::BootstrapKilled => "bootstrap killed",
-        })
     }
 }
 

@@ -1,19 +1,18 @@
 //! A real ZooKeeper, of one server or three.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use zookeeper_client::{Client, Error};
 
 use crate::exec;
+use crate::net::Place;
 use crate::ports::Port;
 use crate::sandbox::Sandbox;
 use crate::service::Service;
@@ -34,18 +33,16 @@ struct Server {
 }
 
 impl ZooKeeper {
-    pub(crate) async fn start_in(
-        sandbox: Arc<Sandbox>,
-        count: usize,
-        host: IpAddr,
-    ) -> Result<Self> {
+    /// Starts a server in each place.
+    pub(crate) async fn start_in(sandbox: Arc<Sandbox>, places: &[Place]) -> Result<Self> {
         let mut ports = Vec::new();
-        for _ in 0..count {
+        for _ in places {
             ports.push([Port::reserve()?, Port::reserve()?, Port::reserve()?]);
         }
         let mut others = String::new();
-        if count > 1 {
+        if places.len() > 1 {
             for (number, [_, quorum, election]) in ports.iter().enumerate() {
+                let host = places[number].address;
                 let (quorum, election) = (quorum.number(), election.number());
                 writeln!(others, "server.{number}={host}:{quorum}:{election}")?;
             }
@@ -60,7 +57,8 @@ impl ZooKeeper {
             );
         }
         let mut servers = Vec::new();
-        for (number, ports) in ports.into_iter().enumerate() {
+        for (number, (place, ports)) in places.iter().zip(ports).enumerate() {
+            let host = place.address;
             let name = format!("z{number}");
             let directory = sandbox.dir().join(&name);
             std::fs::create_dir(&directory)?;
@@ -85,7 +83,7 @@ impl ZooKeeper {
             ]
             .map(str::to_owned);
             let log = sandbox.dir().join(format!("{name}.log"));
-            let service = Service::new(java.clone(), arguments.into(), log);
+            let service = Service::new(java.clone(), arguments.into(), log).inside(place);
             service.spawn()?;
             servers.push(Server {
                 endpoint: format!("{host}:{client}"),
@@ -101,46 +99,14 @@ impl ZooKeeper {
         Ok(zookeeper)
     }
 
-    /// Returns how many servers there are, running or not.
-    pub fn servers(&self) -> usize {
-        self.servers.len()
+    pub(crate) fn processes(&self) -> Vec<&Service> {
+        self.servers.iter().map(|server| &server.service).collect()
     }
 
     /// Returns the addresses of all servers, as Patroni's `zookeeper.hosts` wants them.
     pub fn hosts(&self) -> Vec<String> {
         let hosts = self.servers.iter();
         hosts.map(|server| server.endpoint.clone()).collect()
-    }
-
-    /// Stops a server the polite way (SIGTERM) and waits for its end.
-    pub async fn stop(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGTERM);
-        self.servers[server].service.reap().await;
-    }
-
-    /// Kills a server with -9.
-    pub async fn kill(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGKILL);
-        self.servers[server].service.reap().await;
-    }
-
-    /// Stops a server's processor time (SIGSTOP); it keeps its connections and answers nothing.
-    pub fn freeze(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGSTOP);
-    }
-
-    /// Lets a frozen server run again.
-    pub fn thaw(&self, server: usize) {
-        self.servers[server].service.signal(Signal::SIGCONT);
-    }
-
-    /// Starts a server that was killed, on its old data, and does not wait for it.
-    ///
-    /// # Errors
-    ///
-    /// Fails where the program cannot be started.
-    pub fn restart(&self, server: usize) -> Result<()> {
-        self.servers[server].service.spawn()
     }
 
     /// Waits until every server leads, follows or is the only one.

@@ -27,6 +27,11 @@ async fn real_one_of_three_consul_servers_killed_goes_unnoticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_consul_server_cut_off_from_everybody_goes_unnoticed() {
+    without_violation(StoreFault::MinorityCut).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_consul_frozen_for_half_a_ttl_goes_unnoticed() {
     without_violation(StoreFault::FrozenBriefly).await;
 }

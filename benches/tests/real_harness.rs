@@ -4,16 +4,17 @@
 use std::time::Duration;
 
 use spilo_benches::chaos::{Fault, Plan};
-use spilo_benches::{Cluster, Etcd, Kind};
+use spilo_benches::{Cluster, Kind, Store, StoreKind};
 
 #[tokio::test]
 async fn real_etcd_keeps_its_keys_when_one_member_of_three_is_killed() {
-    let etcd = Etcd::start(3).await.unwrap();
+    let store = Store::start(StoreKind::Etcd, 3).await.unwrap();
+    let etcd = store.etcd().unwrap();
     etcd.put("/a", "1").await.unwrap();
-    etcd.kill(0).await;
+    store.kill(0).await;
     etcd.wait_healthy(Duration::from_secs(20)).await.unwrap();
     assert_eq!(etcd.get("/a").await.unwrap().as_deref(), Some("1"));
-    etcd.restart(0).unwrap();
+    store.restart(0).unwrap();
     etcd.delete_prefix("/").await.unwrap();
     assert_eq!(etcd.keys("/").await.unwrap(), Vec::<String>::new());
 }

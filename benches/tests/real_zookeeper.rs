@@ -20,6 +20,19 @@ async fn real_zookeeper_killed_and_restarted_goes_unnoticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_zookeeper_leader_cut_off_from_everybody_goes_unnoticed() {
+    without_violation(StoreFault::MinorityCut).await;
+}
+
+/// Each of the two followers once: nobody knows which one the primary asks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_zookeeper_follower_cut_off_from_its_leader_goes_unnoticed() {
+    let plan = StorePlan::new(StoreFault::FollowerCut, 10).repeat(2);
+    let report = plan.run().await.unwrap();
+    assert_eq!(report.violations(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_leader_of_three_zookeeper_servers_killed_goes_unnoticed() {
     without_violation(StoreFault::OneOfThree).await;
 }

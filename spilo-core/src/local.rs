@@ -40,7 +40,7 @@ pub use services::{
     ClientTls, Credentials, Ctl, Log, LogFormat, LogLevel, RestApi, ServerTls, ServerTokens,
     VerifyClient,
 };
-pub use stores::{Consul, Etcd3, Service, ZooKeeper};
+pub use stores::{Consul, Etcd3, EtcdSrv, Service, ZooKeeper};
 
 use crate::config::boolean;
 use crate::ids::{BadName, MemberName, Scope};

@@ -63,8 +63,6 @@ use spilo_core::dcs::{Capabilities, Expect, Key, Lease, LeaseSecret, RawSnapshot
 use spilo_core::{Dcs, DcsError, MemberName, Revision};
 
 pub use options::ConsulOptions;
-#[cfg(feature = "tls")]
-pub use options::ConsulTls;
 pub use service::Registration;
 
 use documents::Seen;

@@ -21,12 +21,15 @@ mod connect;
 #[cfg(feature = "discovery")]
 mod directory;
 mod documents;
+mod endpoints;
 mod failure;
 mod lane;
 mod lease;
 mod member;
 mod options;
 mod seen;
+#[cfg(feature = "srv")]
+mod srv;
 mod watch;
 
 use std::fmt;
@@ -42,8 +45,8 @@ use tokio::time::Instant;
 #[cfg(feature = "discovery")]
 pub use directory::EtcdDirectory;
 pub use options::EtcdOptions;
-#[cfg(feature = "tls")]
-pub use options::EtcdTls;
+#[cfg(feature = "srv")]
+pub use srv::EtcdSrv;
 
 use crate::keys::Keys;
 use connect::Connector;
@@ -90,8 +93,8 @@ impl Etcd {
     /// Creates a handle, without connecting.
     ///
     /// # Errors
-    /// `Refused` when the options cannot be used: no endpoint, an address that is none, a
-    /// certificate that cannot be read.
+    /// `Refused` when the options cannot be used: no endpoint and no domain to ask for them, an
+    /// address that is none, a certificate that cannot be read.
     pub fn new(options: EtcdOptions) -> Result<Self, DcsError> {
         let keys = Keys::new(&options.namespace, &options.scope);
         let connector = Arc::new(Connector::new(options)?);

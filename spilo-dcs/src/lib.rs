@@ -12,6 +12,8 @@
 //!
 //! Feature `discovery` lists and follows all clusters of a namespace.
 //!
+//! Feature `srv` finds the endpoints of etcd in DNS.
+//!
 //! Feature `tls` adds TLS and client certificates to etcd and Consul.
 
 #[cfg(feature = "consul")]
@@ -25,6 +27,8 @@ mod keys;
 pub mod memory;
 #[cfg(any(feature = "consul", feature = "discovery", feature = "etcd"))]
 mod place;
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(any(feature = "consul", feature = "zookeeper"))]
 mod verdict;
 #[cfg(feature = "zookeeper")]
@@ -35,5 +39,7 @@ pub use consul::{Consul, ConsulOptions};
 #[cfg(feature = "etcd")]
 pub use etcd::{Etcd, EtcdOptions};
 pub use memory::{MemoryDcs, MemoryStore};
+#[cfg(feature = "tls")]
+pub use tls::ClientTls;
 #[cfg(feature = "zookeeper")]
 pub use zookeeper::{ZooKeeper, ZooKeeperOptions};

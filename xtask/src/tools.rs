@@ -32,6 +32,7 @@ impl Tools {
             ("SPILO_ETCD", "etcd"),
             ("SPILO_ETCDCTL", "etcdctl"),
             ("SPILO_HAPROXY", "haproxy"),
+            ("SPILO_DNSMASQ", "dnsmasq"),
         ];
         let found = programs.map(|(name, program)| find_program(program).map(|path| (name, path)));
         variables.extend(found.into_iter().flatten());

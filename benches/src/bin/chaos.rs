@@ -44,7 +44,7 @@ struct Options {
     /// Only these faults of the store; `none` for no fault.
     #[arg(long, value_delimiter = ',')]
     store_faults: Option<Vec<String>>,
-    /// For how many seconds all of etcd is gone.
+    /// For how many seconds all of etcd is gone, or its domain.
     #[arg(long, default_value_t = 60)]
     outage: u64,
     /// Runs the faults of the guard against Patroni instead, to see the witnesses object.

@@ -86,7 +86,7 @@ fn postgresql(node: &Node) -> Value {
 }
 
 /// Lays `over` on `base`: objects are merged key by key, everything else is replaced.
-pub(super) fn merge(base: &mut Value, over: &Value) {
+pub(crate) fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (_, Value::Null) => {}
         (Value::Object(base), Value::Object(over)) => {

@@ -104,10 +104,6 @@ pub(super) fn replica_methods(value: &Value) -> Verdict {
     }
 }
 
-pub(super) fn service_record(_: &Value) -> Verdict {
-    Verdict::Warn("has no effect: name the endpoints in `etcd3.hosts`".to_owned())
-}
-
 pub(super) fn consistency(value: &Value) -> Verdict {
     match value.as_str() {
         Some("consistent") => Verdict::Fine,

@@ -1,5 +1,6 @@
 //! The store that the cluster agrees through.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::address::Address;
@@ -12,12 +13,26 @@ use super::services::{ClientTls, Credentials};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Etcd3 {
-    /// Its members' client URLs; never empty.
+    /// Its members' client URLs; empty only where DNS names them.
     pub endpoints: Vec<String>,
+    /// Where DNS names them, if it does; `endpoints` count until it has.
+    pub srv: Option<EtcdSrv>,
     /// Whom to log in as.
     pub credentials: Option<Credentials>,
     /// How to speak TLS; used where the URLs say `https`.
     pub tls: ClientTls,
+}
+
+/// The service records that name the members of etcd.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EtcdSrv {
+    /// The domain that has the records.
+    pub domain: String,
+    /// What the name of the service ends in, after a hyphen.
+    pub suffix: Option<String>,
+    /// Who is asked; the name servers of the system if it is empty.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// The Consul that the cluster agrees through.
@@ -73,11 +88,12 @@ impl Etcd3 {
             }
         }
         endpoints.dedup();
-        if endpoints.iter().any(|url| url.starts_with("https")) {
+        let srv = EtcdSrv::read(section, problems);
+        if endpoints.iter().any(|url| url.starts_with("https")) || (srv.is_some() && https) {
             needs_authority(section, &tls, problems);
         }
         let named = ["host", "hosts", "url", "proxy"].map(|name| section.value(name).is_some());
-        if !named.contains(&true) {
+        if !named.contains(&true) && section.value("srv").is_none() {
             problems.error(
                 &section.path("hosts"),
                 ConfigErrorKind::Missing,
@@ -85,10 +101,32 @@ impl Etcd3 {
             );
         }
         let credentials = section.credentials(problems);
-        (!endpoints.is_empty()).then_some(Self {
+        (!endpoints.is_empty() || srv.is_some()).then_some(Self {
             endpoints,
+            srv,
             credentials,
             tls,
+        })
+    }
+}
+
+impl EtcdSrv {
+    fn read(section: &Section<'_>, problems: &mut Problems) -> Option<Self> {
+        let mut name_servers = Vec::new();
+        for item in section.list("name_servers").unwrap_or_default() {
+            name_servers.extend(section.valid("name_servers", name_server(&item), problems));
+        }
+        // As with Patroni, whoever names a proxy wants no other way.
+        section
+            .value("srv")
+            .filter(|_| section.value("proxy").is_none())?;
+        let domain = section.text("srv").map(|text| domain(&text));
+        let domain = domain.and_then(|parsed| section.valid("srv", parsed, problems))?;
+        let suffix = section.text("srv_suffix");
+        Some(Self {
+            domain,
+            suffix: suffix.filter(|suffix| !suffix.is_empty()),
+            name_servers,
         })
     }
 }
@@ -238,6 +276,38 @@ fn endpoint(text: &str, https: bool, port: u16) -> Result<String, String> {
     let address = Address::parse(rest.trim_end_matches('/'), Some(port))?;
     Ok(format!("{scheme}://{address}"))
 }
+
+/// Reads a domain as DNS has it: labels of at most 63 bytes, 253 in all less what the names of the
+/// services take.
+fn domain(text: &str) -> Result<String, String> {
+    let domain = text.trim().trim_end_matches('.');
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    };
+    if domain.len() <= 200 && domain.split('.').all(is_label) {
+        Ok(domain.to_owned())
+    } else {
+        Err(format!(
+            "must be a domain such as `example.org`, found {text:?}"
+        ))
+    }
+}
+
+/// Reads the address of a name server.
+fn name_server(text: &str) -> Result<SocketAddr, String> {
+    let address = Address::parse(text, Some(DNS_PORT))?;
+    let ip: IpAddr = address
+        .host
+        .parse()
+        .map_err(|_| format!("must be an IP address, with or without a port, found {text:?}"))?;
+    Ok(SocketAddr::new(ip, address.port))
+}
+
+/// The port that DNS is served on.
+const DNS_PORT: u16 = 53;
 
 /// The port that etcd serves clients on.
 const ETCD_PORT: u16 = 2379;

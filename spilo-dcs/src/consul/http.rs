@@ -243,32 +243,10 @@ fn with_tls(
     builder: reqwest::ClientBuilder,
     options: &ConsulOptions,
 ) -> Result<reqwest::ClientBuilder, String> {
-    let Some(tls) = &options.tls else {
-        return Ok(builder);
-    };
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
-    };
-    let authorities = reqwest::Certificate::from_pem_bundle(&read(&tls.ca)?)
-        .map_err(|error| format!("{} holds no certificate: {error}", tls.ca.display()))?;
-    if authorities.is_empty() {
-        return Err(format!("{} holds no certificate", tls.ca.display()));
+    match &options.tls {
+        Some(tls) => tls.over_http(builder),
+        None => Ok(builder),
     }
-    let mut builder = builder.use_rustls_tls().tls_built_in_root_certs(false);
-    for authority in authorities {
-        builder = builder.add_root_certificate(authority);
-    }
-    if let Some((certificate, key)) = &tls.identity {
-        let mut pem = read(certificate)?;
-        pem.push(b'\n');
-        pem.extend(read(key)?);
-        let identity = reqwest::Identity::from_pem(&pem).map_err(|error| {
-            let (certificate, key) = (certificate.display(), key.display());
-            format!("{certificate} and {key} are no certificate and its key: {error}")
-        })?;
-        builder = builder.identity(identity);
-    }
-    Ok(builder)
 }
 
 #[cfg(not(feature = "tls"))]

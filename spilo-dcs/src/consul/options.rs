@@ -1,13 +1,13 @@
 //! How to reach Consul.
 
 use std::fmt;
-#[cfg(feature = "tls")]
-use std::path::PathBuf;
 use std::time::Duration;
 
 use spilo_core::Scope;
 
 use super::Registration;
+#[cfg(feature = "tls")]
+use crate::ClientTls;
 
 /// Where Consul is, who we are to it, and how long a request may take.
 ///
@@ -44,19 +44,7 @@ pub struct ConsulOptions {
     pub registration: Option<Registration>,
     /// TLS; without it only `http` works.
     #[cfg(feature = "tls")]
-    pub tls: Option<ConsulTls>,
-}
-
-/// The files of a TLS connection, in PEM; read again when a connection failed, so that renewed
-/// certificates are used without a restart.
-#[cfg(feature = "tls")]
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ConsulTls {
-    /// The certificates of the authorities that the agent's certificate is checked against.
-    pub ca: PathBuf,
-    /// Our own certificate and its key, where Consul asks for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    pub tls: Option<ClientTls>,
 }
 
 impl ConsulOptions {
@@ -75,28 +63,6 @@ impl ConsulOptions {
             #[cfg(feature = "tls")]
             tls: None,
         }
-    }
-}
-
-#[cfg(feature = "tls")]
-impl ConsulTls {
-    /// Creates options that check the agent's certificate and show none of our own.
-    pub fn new(ca: impl Into<PathBuf>) -> Self {
-        Self {
-            ca: ca.into(),
-            identity: None,
-        }
-    }
-
-    /// Shows a certificate of our own.
-    #[must_use]
-    pub fn with_identity(
-        mut self,
-        certificate: impl Into<PathBuf>,
-        key: impl Into<PathBuf>,
-    ) -> Self {
-        self.identity = Some((certificate.into(), key.into()));
-        self
     }
 }
 

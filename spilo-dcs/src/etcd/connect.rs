@@ -1,5 +1,6 @@
 //! One connection to one endpoint.
 
+use std::fmt;
 use std::time::Duration;
 
 #[cfg(feature = "tls")]
@@ -8,6 +9,7 @@ use etcd_client::{Client, ConnectOptions, Error};
 use spilo_core::DcsError;
 use spilo_core::dcs::DcsErrorKind;
 
+use super::endpoints::Endpoints;
 use super::options::EtcdOptions;
 use super::{NAME, failure};
 
@@ -15,10 +17,9 @@ use super::{NAME, failure};
 ///
 /// etcd-client balances over several by itself, but goes on using one that is frozen or cut off
 /// from its peers, so each client here has one endpoint and the lane chooses.
-#[derive(Debug)]
 pub(super) struct Connector {
     options: EtcdOptions,
-    endpoints: Vec<String>,
+    endpoints: Endpoints,
 }
 
 impl Connector {
@@ -32,7 +33,7 @@ impl Connector {
                 problem,
             )
         };
-        if options.endpoints.is_empty() {
+        if options.endpoints.is_empty() && !options.asks_dns() {
             return Err(bad("there is no endpoint".to_owned()));
         }
         let scheme = if options.prefers_tls() {
@@ -62,6 +63,7 @@ impl Connector {
             }
             endpoints.push(url);
         }
+        let endpoints = Endpoints::new(endpoints, &options);
         let connector = Self { options, endpoints };
         connector
             .connect_options(true, Duration::ZERO)
@@ -69,7 +71,7 @@ impl Connector {
         Ok(connector)
     }
 
-    pub(super) fn endpoints(&self) -> &[String] {
+    pub(super) fn endpoints(&self) -> &Endpoints {
         &self.endpoints
     }
 
@@ -78,16 +80,11 @@ impl Connector {
     }
 
     /// Creates a client, and logs in where there is a user; otherwise nothing is sent yet.
-    pub(super) async fn connect(
-        &self,
-        endpoint: usize,
-        timeout: Duration,
-    ) -> Result<Client, Error> {
-        let url = [&self.endpoints[endpoint]];
-        match Client::connect(url, Some(self.connect_options(true, timeout)?)).await {
+    pub(super) async fn connect(&self, url: &str, timeout: Duration) -> Result<Client, Error> {
+        match Client::connect([url], Some(self.connect_options(true, timeout)?)).await {
             // Authentication may be switched on later, so a user is no error before.
             Err(error) if failure::auth_is_off(&error) => {
-                Client::connect(url, Some(self.connect_options(false, timeout)?)).await
+                Client::connect([url], Some(self.connect_options(false, timeout)?)).await
             }
             result => result,
         }
@@ -113,6 +110,15 @@ impl Connector {
             options = options.with_tls(files);
         }
         Ok(options)
+    }
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector")
+            .field("options", &self.options)
+            .field("endpoints", &self.endpoints.names())
+            .finish()
     }
 }
 

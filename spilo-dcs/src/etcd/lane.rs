@@ -1,8 +1,8 @@
 //! One stream of requests, over whichever endpoint answers.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::NAME;
 use super::connect::Connector;
+use super::endpoints::Known;
 use super::failure::{Verdict, judge, judge_connecting, text};
 use super::seen::Seen;
 
@@ -23,8 +24,9 @@ use super::seen::Seen;
 pub(super) struct Lane {
     connector: Arc<Connector>,
     seen: Arc<Seen>,
-    clients: Vec<Mutex<Option<Client>>>,
-    preferred: AtomicUsize,
+    /// By URL.
+    clients: Mutex<HashMap<String, Client>>,
+    preferred: Mutex<Option<String>>,
 }
 
 /// A request in words and in time.
@@ -72,16 +74,11 @@ struct Failed {
 
 impl Lane {
     pub(super) fn new(connector: Arc<Connector>, seen: Arc<Seen>) -> Self {
-        let clients = connector
-            .endpoints()
-            .iter()
-            .map(|_| Mutex::new(None))
-            .collect();
         Self {
             connector,
             seen,
-            clients,
-            preferred: AtomicUsize::new(0),
+            clients: Mutex::default(),
+            preferred: Mutex::default(),
         }
     }
 
@@ -98,32 +95,37 @@ impl Lane {
         request: &Request,
         send: impl Fn(Client) -> Sent<'a, T> + Send + Sync,
     ) -> Result<T, DcsError> {
-        let count = self.clients.len();
-        let first = self.preferred.load(Ordering::Relaxed);
+        let endpoints = self.connector.endpoints();
+        let known = endpoints.known(request.deadline).await;
+        let known = known.map_err(|problem| request.error(DcsErrorKind::Unavailable, problem))?;
+        self.forget_others(&known);
         let mut maybe_done = false;
         let mut last = None;
-        for n in 0..count {
-            let at = (first + n) % count;
+        for (n, url) in self.in_order(&known).enumerate() {
             let left = request.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
             // A frozen endpoint must leave time for another; a third, since a quorum of etcd
             // seldom has more than two members in trouble.
-            let untried = u32::try_from(count - n).unwrap_or(u32::MAX).min(3);
+            let untried = u32::try_from(known.urls.len() - n)
+                .unwrap_or(u32::MAX)
+                .min(3);
             let share = if request.effect == Effect::Once {
                 left
             } else {
                 left / untried
             };
-            let failed = match self.attempt(at, share, &send).await {
+            let failed = match self.attempt(url, share, &send).await {
                 Ok(answer) => {
-                    self.preferred.store(at, Ordering::Relaxed);
+                    self.prefer(url);
+                    endpoints.answered(url);
                     return Ok(answer);
                 }
                 Err(failed) => failed,
             };
-            self.preferred.store((at + 1) % count, Ordering::Relaxed);
+            self.prefer(known.after(url));
+            endpoints.failed();
             let verdict = failed.verdict;
             tracing::debug!(action = request.action, ?verdict, problem = failed.problem);
             let lost = matches!(verdict, Verdict::Unknown | Verdict::Foreign);
@@ -146,14 +148,14 @@ impl Lane {
     /// Sends a request to one endpoint; a second time with a new login, if only that was wrong.
     async fn attempt<'a, T: Answer>(
         &'a self,
-        at: usize,
+        url: &str,
         time: Duration,
         send: &(impl Fn(Client) -> Sent<'a, T> + Sync),
     ) -> Result<T, Failed> {
         let deadline = Instant::now() + time;
-        match self.attempt_once(at, deadline, time, send).await {
+        match self.attempt_once(url, deadline, time, send).await {
             Err(failed) if failed.verdict == Verdict::StaleToken => {
-                self.attempt_once(at, deadline, time, send).await
+                self.attempt_once(url, deadline, time, send).await
             }
             result => result,
         }
@@ -161,16 +163,16 @@ impl Lane {
 
     async fn attempt_once<'a, T: Answer>(
         &'a self,
-        at: usize,
+        url: &str,
         deadline: Instant,
         time: Duration,
         send: &(impl Fn(Client) -> Sent<'a, T> + Sync),
     ) -> Result<T, Failed> {
-        let connected = tokio::time::timeout_at(deadline, self.client(at, time)).await;
+        let connected = tokio::time::timeout_at(deadline, self.client(url, time)).await;
         let client = match connected {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(self.failed(at, judge_connecting(&error), error)),
-            Err(_) => return Err(self.silent(at, Verdict::NotDone, time)),
+            Ok(Err(error)) => return Err(failed(url, judge_connecting(&error), error)),
+            Err(_) => return Err(silent(url, Verdict::NotDone, time)),
         };
         let floor = self.seen.floor();
         let answer = match tokio::time::timeout_at(deadline, send(client)).await {
@@ -178,17 +180,17 @@ impl Lane {
             Ok(Err(error)) => {
                 let verdict = judge(&error);
                 if verdict != Verdict::LeaseGone {
-                    *held(&self.clients[at]) = None;
+                    held(&self.clients).remove(url);
                 }
-                return Err(self.failed(at, verdict, error));
+                return Err(failed(url, verdict, error));
             }
             Err(_) => {
-                *held(&self.clients[at]) = None;
-                return Err(self.silent(at, Verdict::Unknown, time));
+                held(&self.clients).remove(url);
+                return Err(silent(url, Verdict::Unknown, time));
             }
         };
         if let Err((verdict, problem)) = self.seen.check_answer(floor, &answer) {
-            let problem = format!("{}: {problem}", self.connector.endpoints()[at]);
+            let problem = format!("{url}: {problem}");
             return Err(Failed {
                 verdict,
                 problem,
@@ -198,36 +200,60 @@ impl Lane {
         Ok(answer)
     }
 
-    async fn client(&self, at: usize, time: Duration) -> Result<Client, Error> {
-        let kept = held(&self.clients[at]).clone();
+    async fn client(&self, url: &str, time: Duration) -> Result<Client, Error> {
+        let kept = held(&self.clients).get(url).cloned();
         if let Some(client) = kept {
             return Ok(client);
         }
         // On the heap: it takes 16 KiB, which no renewal should carry along.
-        let client = Box::pin(self.connector.connect(at, time)).await?;
-        *held(&self.clients[at]) = Some(client.clone());
+        let client = Box::pin(self.connector.connect(url, time)).await?;
+        held(&self.clients).insert(url.to_owned(), client.clone());
         Ok(client)
     }
 
-    fn failed(&self, at: usize, verdict: Verdict, error: Error) -> Failed {
-        let problem = format!("{}: {}", self.connector.endpoints()[at], text(&error));
-        Failed {
-            verdict,
-            problem,
-            source: Some(error),
+    /// Returns the endpoints, beginning with the one that is preferred.
+    fn in_order<'a>(&self, known: &'a Known) -> impl Iterator<Item = &'a str> + use<'a> {
+        let preferred = held(&self.preferred);
+        let named = known.urls.iter().take(known.named);
+        let first = preferred
+            .as_ref()
+            .and_then(|preferred| named.clone().position(|url| url == preferred))
+            .unwrap_or(0);
+        let last = known.urls.iter().skip(known.named);
+        let before = named.clone().take(first);
+        named
+            .skip(first)
+            .chain(before)
+            .chain(last)
+            .map(String::as_str)
+    }
+
+    fn prefer(&self, url: &str) {
+        let mut preferred = held(&self.preferred);
+        if preferred.as_deref() != Some(url) {
+            *preferred = Some(url.to_owned());
         }
     }
 
-    fn silent(&self, at: usize, verdict: Verdict, time: Duration) -> Failed {
-        let problem = format!(
-            "{}: no answer within {time:?}",
-            self.connector.endpoints()[at]
-        );
-        Failed {
-            verdict,
-            problem,
-            source: None,
-        }
+    /// Closes connections to what is not known as an endpoint any more.
+    fn forget_others(&self, known: &Known) {
+        held(&self.clients).retain(|url, _| known.urls.contains(url));
+    }
+}
+
+fn failed(url: &str, verdict: Verdict, error: Error) -> Failed {
+    Failed {
+        verdict,
+        problem: format!("{url}: {}", text(&error)),
+        source: Some(error),
+    }
+}
+
+fn silent(url: &str, verdict: Verdict, time: Duration) -> Failed {
+    Failed {
+        verdict,
+        problem: format!("{url}: no answer within {time:?}"),
+        source: None,
     }
 }
 

@@ -1,11 +1,14 @@
 //! How to reach etcd.
 
 use std::fmt;
-#[cfg(feature = "tls")]
-use std::path::PathBuf;
 use std::time::Duration;
 
 use spilo_core::Scope;
+
+#[cfg(feature = "srv")]
+use super::srv::EtcdSrv;
+#[cfg(feature = "tls")]
+use crate::ClientTls;
 
 /// Where etcd is, who we are to it, and how long a request may take.
 ///
@@ -24,7 +27,12 @@ pub struct EtcdOptions {
     /// The cluster whose keys these are.
     pub scope: Scope,
     /// The members of etcd, as `host:port` or as a URL; tried in this order.
+    ///
+    /// With `srv` they may be none; those that are here count until DNS has named others.
     pub endpoints: Vec<String>,
+    /// Where they stand in DNS, if they do.
+    #[cfg(feature = "srv")]
+    pub srv: Option<EtcdSrv>,
     /// What all clusters' keys begin with; Patroni's default is `service`.
     pub namespace: String,
     /// The user and the password, where etcd has authentication switched on.
@@ -34,19 +42,7 @@ pub struct EtcdOptions {
     pub request_timeout: Duration,
     /// TLS; without it endpoints are spoken to in the clear.
     #[cfg(feature = "tls")]
-    pub tls: Option<EtcdTls>,
-}
-
-/// The files of a TLS connection, in PEM; read again for each new connection, so that renewed
-/// certificates are used without a restart.
-#[cfg(feature = "tls")]
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct EtcdTls {
-    /// The certificates of the authorities that the servers' certificates are checked against.
-    pub ca: PathBuf,
-    /// Our own certificate and its key, where etcd asks for one.
-    pub identity: Option<(PathBuf, PathBuf)>,
+    pub tls: Option<ClientTls>,
 }
 
 impl EtcdOptions {
@@ -55,12 +51,22 @@ impl EtcdOptions {
         Self {
             scope,
             endpoints: endpoints.into_iter().map(Into::into).collect(),
+            #[cfg(feature = "srv")]
+            srv: None,
             namespace: "service".to_owned(),
             user: None,
             request_timeout: Duration::from_secs(3),
             #[cfg(feature = "tls")]
             tls: None,
         }
+    }
+
+    /// Returns whether DNS is asked for the endpoints.
+    pub(super) fn asks_dns(&self) -> bool {
+        #[cfg(feature = "srv")]
+        return self.srv.is_some();
+        #[cfg(not(feature = "srv"))]
+        false
     }
 
     /// Returns whether an endpoint without a scheme is spoken to over TLS.
@@ -72,34 +78,16 @@ impl EtcdOptions {
     }
 }
 
-#[cfg(feature = "tls")]
-impl EtcdTls {
-    /// Creates options that check the servers' certificates and show none of our own.
-    pub fn new(ca: impl Into<PathBuf>) -> Self {
-        Self {
-            ca: ca.into(),
-            identity: None,
-        }
-    }
-
-    /// Shows a certificate of our own.
-    #[must_use]
-    pub fn with_identity(
-        mut self,
-        certificate: impl Into<PathBuf>,
-        key: impl Into<PathBuf>,
-    ) -> Self {
-        self.identity = Some((certificate.into(), key.into()));
-        self
-    }
-}
-
 impl fmt::Debug for EtcdOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Without the password.
-        f.debug_struct("EtcdOptions")
+        let mut options = f.debug_struct("EtcdOptions");
+        options
             .field("scope", &self.scope)
-            .field("endpoints", &self.endpoints)
+            .field("endpoints", &self.endpoints);
+        #[cfg(feature = "srv")]
+        options.field("srv", &self.srv);
+        options
             .field("namespace", &self.namespace)
             .field("user", &self.user.as_ref().map(|(name, _)| name))
             .field("request_timeout", &self.request_timeout)

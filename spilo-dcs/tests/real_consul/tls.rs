@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde_json::json;
 use spilo_core::dcs::DcsErrorKind;
 use spilo_core::{Dcs as _, MemberName, Scope};
-use spilo_dcs::consul::ConsulTls;
+use spilo_dcs::ClientTls;
 use spilo_dcs::{Consul, ConsulOptions};
 
 use crate::certificates::{authority, certificate};
@@ -28,14 +28,14 @@ async fn a_client_certificate_opens_the_door() {
         "verify_incoming_https": true,
     }))
     .await;
-    let with = |tls: ConsulTls| {
+    let with = |tls: ClientTls| {
         let mut options = server.options();
         options.url = server.tls_url();
         options.tls = Some(tls);
         Consul::new(options).unwrap()
     };
     let consul =
-        with(ConsulTls::new(at("ca.crt")).with_identity(at("client.crt"), at("client.key")));
+        with(ClientTls::new(at("ca.crt")).with_identity(at("client.crt"), at("client.key")));
     let me = MemberName::new("a").unwrap();
     let lease = consul.acquire(&me, Duration::from_secs(30)).await.unwrap();
     consul.renew(&lease).await.unwrap();
@@ -45,9 +45,9 @@ async fn a_client_certificate_opens_the_door() {
         .unwrap();
 
     for (tls, why) in [
-        (ConsulTls::new(at("ca.crt")), "no certificate of our own"),
+        (ClientTls::new(at("ca.crt")), "no certificate of our own"),
         (
-            ConsulTls::new(at("other-ca.crt")).with_identity(at("client.crt"), at("client.key")),
+            ClientTls::new(at("other-ca.crt")).with_identity(at("client.crt"), at("client.key")),
             "the server's certificate is of another authority",
         ),
     ] {
@@ -64,7 +64,7 @@ fn unusable_files_and_addresses_are_refused_before_connecting() {
     let options = |url: &str| ConsulOptions::new(Scope::new("demo").unwrap(), url);
     let with_ca = |ca: &std::path::Path| {
         let mut options = options("https://127.0.0.1:8501");
-        options.tls = Some(ConsulTls::new(ca));
+        options.tls = Some(ClientTls::new(ca));
         options
     };
     for (options, problem) in [

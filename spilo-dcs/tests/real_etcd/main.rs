@@ -14,6 +14,8 @@ mod login;
 #[path = "../ports/ports.rs"]
 mod ports;
 mod server;
+#[cfg(feature = "srv")]
+mod srv;
 #[cfg(feature = "tls")]
 mod tls;
 

@@ -145,6 +145,17 @@ impl EtcdCluster {
             .collect()
     }
 
+    /// Returns where its members speak to each other.
+    #[cfg(feature = "srv")]
+    pub(crate) fn peers(&self) -> Vec<String> {
+        let peer = "--listen-peer-urls=";
+        let arguments = self.members.iter().flat_map(|member| &member.arguments);
+        arguments
+            .filter_map(|argument| argument.strip_prefix(peer))
+            .map(str::to_owned)
+            .collect()
+    }
+
     pub(crate) fn options(&self) -> EtcdOptions {
         EtcdOptions::new(Scope::new("demo").unwrap(), self.endpoints())
     }

@@ -5,8 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use spilo_core::dcs::DcsErrorKind;
 use spilo_core::{Dcs as _, MemberName, Scope};
-use spilo_dcs::etcd::EtcdTls;
-use spilo_dcs::{Etcd, EtcdOptions};
+use spilo_dcs::{ClientTls, Etcd, EtcdOptions};
 
 use crate::certificates::{authority, certificate};
 use crate::server::EtcdCluster;
@@ -17,7 +16,7 @@ async fn a_client_certificate_opens_the_door() {
     let at = |name: &str| certificates.path().join(name);
     let etcd = Etcd::new(with(
         &cluster,
-        EtcdTls::new(at("ca.crt")).with_identity(at("client.crt"), at("client.key")),
+        ClientTls::new(at("ca.crt")).with_identity(at("client.crt"), at("client.key")),
     ))
     .unwrap();
     cluster.until_ready(&etcd).await;
@@ -29,9 +28,9 @@ async fn a_client_certificate_opens_the_door() {
         .unwrap();
 
     for (tls, why) in [
-        (EtcdTls::new(at("ca.crt")), "no certificate of our own"),
+        (ClientTls::new(at("ca.crt")), "no certificate of our own"),
         (
-            EtcdTls::new(at("other-ca.crt")).with_identity(at("client.crt"), at("client.key")),
+            ClientTls::new(at("other-ca.crt")).with_identity(at("client.crt"), at("client.key")),
             "the server's certificate is of another authority",
         ),
     ] {
@@ -48,9 +47,9 @@ fn unusable_files_and_addresses_are_refused_before_connecting() {
     std::fs::write(&garbage, "no certificate").unwrap();
     let scope = || Scope::new("demo").unwrap();
     let mut missing = EtcdOptions::new(scope(), ["127.0.0.1:2379"]);
-    missing.tls = Some(EtcdTls::new("/nonexistent/ca.crt"));
+    missing.tls = Some(ClientTls::new("/nonexistent/ca.crt"));
     let mut mixed = EtcdOptions::new(scope(), ["http://127.0.0.1:2379"]);
-    mixed.tls = Some(EtcdTls::new(garbage));
+    mixed.tls = Some(ClientTls::new(garbage));
     for (options, problem) in [
         (missing, "cannot read /nonexistent/ca.crt"),
         (mixed, "is without TLS, and a CA is given"),
@@ -74,7 +73,7 @@ fn unusable_files_and_addresses_are_refused_before_connecting() {
     }
 }
 
-async fn start() -> (EtcdCluster, tempfile::TempDir) {
+pub(crate) async fn start() -> (EtcdCluster, tempfile::TempDir) {
     let certificates = tempfile::tempdir().unwrap();
     let at = |name: &str| certificates.path().join(name).display().to_string();
     authority(certificates.path(), "ca");
@@ -95,7 +94,7 @@ async fn start() -> (EtcdCluster, tempfile::TempDir) {
     (cluster, certificates)
 }
 
-fn with(cluster: &EtcdCluster, tls: EtcdTls) -> EtcdOptions {
+fn with(cluster: &EtcdCluster, tls: ClientTls) -> EtcdOptions {
     let mut options = cluster.options();
     options.tls = Some(tls);
     options

@@ -180,7 +180,7 @@ impl Package {
     }
 }
 
-const PACKAGES: [Package; 8] = [
+const PACKAGES: [Package; 9] = [
     Package::new("etcd-server", Extent::Demo, Proof::Program("etcd")),
     Package::new("etcd-client", Extent::Demo, Proof::Program("etcdctl")),
     Package::new("protobuf-compiler", Extent::Demo, Proof::Program("protoc")),
@@ -191,6 +191,7 @@ const PACKAGES: [Package; 8] = [
         Proof::File("/usr/include/google/protobuf/empty.proto"),
     ),
     Package::new("haproxy", Extent::Full, Proof::Program("haproxy")),
+    Package::new("dnsmasq-base", Extent::Full, Proof::Program("dnsmasq")),
     // With the Java that it runs on, and no service.
     Package::new(
         "zookeeper",

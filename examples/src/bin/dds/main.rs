@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use spilo_dcs::EtcdOptions;
 use spilo_dcs::discovery::{ClusterOverview, Discovery};
-use spilo_dcs::etcd::{EtcdDirectory, EtcdTls};
+use spilo_dcs::etcd::EtcdDirectory;
+use spilo_dcs::{ClientTls, EtcdOptions};
 use tokio::sync::watch;
 
 use options::{Arguments, Format};
@@ -90,7 +90,7 @@ fn etcd(arguments: &Arguments) -> Result<EtcdOptions> {
     let any = spilo_core::Scope::new("any")?;
     let mut options = EtcdOptions::new(any, arguments.etcd.iter().cloned());
     options.namespace.clone_from(&arguments.namespace);
-    options.tls = arguments.ca.as_ref().map(EtcdTls::new);
+    options.tls = arguments.ca.as_ref().map(ClientTls::new);
     if let Some(file) = &arguments.user_file {
         let user = std::fs::read_to_string(file);
         let user = user.with_context(|| format!("cannot read {}", file.display()))?;

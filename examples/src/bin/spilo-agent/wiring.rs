@@ -15,9 +15,9 @@ use spilo_core::local::{
 };
 use spilo_core::machine::Identity;
 use spilo_core::{Dcs, DynamicConfig};
-use spilo_dcs::consul::{ConsulTls, Registration};
-use spilo_dcs::etcd::EtcdTls;
-use spilo_dcs::{Consul, ConsulOptions, Etcd, EtcdOptions, ZooKeeper, ZooKeeperOptions};
+use spilo_dcs::consul::Registration;
+use spilo_dcs::etcd::EtcdSrv;
+use spilo_dcs::{ClientTls, Consul, ConsulOptions, Etcd, EtcdOptions, ZooKeeper, ZooKeeperOptions};
 use spilo_pg::{GuardOptions, LocalOptions};
 
 /// Makes everything that a start makes out of the settings and changes nothing; returns what
@@ -116,16 +116,7 @@ fn consul(local: &Local, section: &local::Consul) -> ConsulOptions {
             .clone_from(&service.tls_server_name);
         registration
     });
-    options.tls = section.tls.authorities.as_ref().map(|ca| {
-        let tls = ConsulTls::new(ca);
-        match &section.tls.certificate {
-            Some(certificate) => {
-                let key = section.tls.key.as_ref().unwrap_or(certificate);
-                tls.with_identity(certificate, key)
-            }
-            None => tls,
-        }
-    });
+    options.tls = tls(&section.tls);
     options
 }
 
@@ -150,17 +141,26 @@ fn etcd(local: &Local, etcd3: &Etcd3) -> EtcdOptions {
         .credentials
         .as_ref()
         .map(|user| (user.username.clone(), user.password.expose().to_owned()));
-    options.tls = etcd3.tls.authorities.as_ref().map(|ca| {
-        let tls = EtcdTls::new(ca);
-        match &etcd3.tls.certificate {
-            Some(certificate) => {
-                let key = etcd3.tls.key.as_ref().unwrap_or(certificate);
-                tls.with_identity(certificate, key)
-            }
-            None => tls,
-        }
+    options.srv = etcd3.srv.as_ref().map(|from| {
+        let mut srv = EtcdSrv::new(&from.domain);
+        srv.suffix.clone_from(&from.suffix);
+        srv.name_servers.clone_from(&from.name_servers);
+        srv
     });
+    options.tls = tls(&etcd3.tls);
     options
+}
+
+/// Returns how TLS is spoken to the store, if it is.
+fn tls(from: &local::ClientTls) -> Option<ClientTls> {
+    let tls = ClientTls::new(from.authorities.as_ref()?);
+    Some(match &from.certificate {
+        Some(certificate) => {
+            let key = from.key.as_ref().unwrap_or(certificate);
+            tls.with_identity(certificate, key)
+        }
+        None => tls,
+    })
 }
 
 /// Returns the options of the server, run as the owner of its data if this process is root.

@@ -43,6 +43,48 @@ fn zookeeper_is_found_as_patroni_finds_it() {
 }
 
 #[test]
+fn etcd_is_found_in_dns_as_patroni_finds_it() {
+    let found = |section| with(json!({"etcd3": section})).unwrap().local.etcd3;
+    let section = json!({
+        "hosts": null, "srv": "db.example.org.", "srv_suffix": "blue",
+        "name_servers": ["127.0.0.1:8600", "::1"],
+    });
+    let etcd = found(section).unwrap();
+    assert_eq!(etcd.endpoints, [""; 0]);
+    let srv = etcd.srv.unwrap();
+    assert_eq!(srv.domain, "db.example.org");
+    assert_eq!(srv.suffix.as_deref(), Some("blue"));
+    let servers = srv.name_servers.iter().map(ToString::to_string);
+    assert_eq!(servers.collect::<Vec<_>>(), ["127.0.0.1:8600", "[::1]:53"]);
+
+    // Endpoints beside it count until DNS has answered; a proxy is all there is.
+    let both = found(json!({"hosts": "e1", "srv": "example.org"})).unwrap();
+    assert_eq!(both.endpoints, ["http://e1:2379"]);
+    assert!(both.srv.is_some());
+    let proxy = found(json!({"hosts": null, "proxy": "p1", "srv": "example.org"})).unwrap();
+    assert_eq!(proxy.srv, None);
+
+    for (section, problem) in [
+        (
+            json!({"srv": "example..org"}),
+            "etcd3.srv: must be a domain such as `example.org`, found \"example..org\"",
+        ),
+        (
+            json!({"srv": "example.org", "name_servers": "dns.example.org"}),
+            "etcd3.name_servers: must be an IP address, with or without a port, found \
+             \"dns.example.org\"",
+        ),
+        (
+            json!({"srv": "example.org", "protocol": "https"}),
+            "etcd3.cacert: is missing, and https needs it: the authorities of the system are not \
+             asked",
+        ),
+    ] {
+        assert_eq!(errors(json!({"etcd3": section})), [problem]);
+    }
+}
+
+#[test]
 fn consul_is_found_as_patroni_finds_it() {
     for (section, url) in [
         (json!({}), "http://127.0.0.1:8500"),
