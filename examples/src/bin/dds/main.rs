@@ -12,7 +12,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
 use spilo_dcs::discovery::{ClusterOverview, Discovery};
-use spilo_dcs::etcd::EtcdDirectory;
+use spilo_dcs::etcd::{EtcdDirectory, EtcdSrv};
 use spilo_dcs::{ClientTls, EtcdOptions};
 use tokio::sync::watch;
 
@@ -88,7 +88,9 @@ fn show(arguments: &Arguments, clusters: &[ClusterOverview]) -> Result<()> {
 fn etcd(arguments: &Arguments) -> Result<EtcdOptions> {
     // A directory has no cluster of its own; the options have a place for one all the same.
     let any = spilo_core::Scope::new("any")?;
-    let mut options = EtcdOptions::new(any, arguments.etcd.iter().cloned());
+    let named = arguments.etcd.iter().filter(|_| arguments.srv.is_none());
+    let mut options = EtcdOptions::new(any, named.cloned());
+    options.srv = arguments.srv.as_ref().map(EtcdSrv::new);
     options.namespace.clone_from(&arguments.namespace);
     options.tls = arguments.ca.as_ref().map(ClientTls::new);
     if let Some(file) = &arguments.user_file {

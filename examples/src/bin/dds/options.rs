@@ -14,6 +14,10 @@ pub(crate) struct Arguments {
     /// The members of etcd, as `host:port` or as URLs.
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
     pub(crate) etcd: Vec<String>,
+    /// The domain whose service records in DNS name them (`_etcd-client._tcp`, or with a CA
+    /// `_etcd-client-ssl._tcp`, and so on).
+    #[arg(long, value_name = "DOMAIN", conflicts_with = "etcd")]
+    pub(crate) srv: Option<String>,
     /// What the keys of all clusters begin with.
     #[arg(long, default_value = "service")]
     pub(crate) namespace: String,
