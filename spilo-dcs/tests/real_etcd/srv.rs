@@ -102,9 +102,15 @@ async fn what_is_not_in_dns_is_named_and_found_as_soon_as_it_is() {
     }
 
     dns.stop();
-    tokio::time::sleep(Duration::from_millis(1100)).await;
-    let said = etcd.read().await.unwrap_err().to_string();
-    assert!(said.contains("cannot be looked up"), "{said}");
+    let deadline = Instant::now() + Duration::from_secs(15);
+    loop {
+        let said = etcd.read().await.unwrap_err().to_string();
+        if said.contains("cannot be looked up") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{said}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 
     dns.restart(&[("client-blue", port)]);
     let deadline = Instant::now() + Duration::from_secs(10);
