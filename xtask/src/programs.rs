@@ -18,7 +18,7 @@ pub(crate) fn demo(tools: &Tools, arguments: &[String]) -> Result<()> {
     warn("building (the first time takes some minutes)");
     // Not in release mode: the demo waits for leases and servers, not for our own code, and an
     // optimised build of everything would keep a newcomer waiting several times as long.
-    build_programs(&[])?;
+    build(&["--bins"])?;
     become_program(
         "spilo-examples",
         "quickstart",
@@ -35,7 +35,8 @@ pub(crate) fn demo(tools: &Tools, arguments: &[String]) -> Result<()> {
 /// # Errors
 /// When something does not build or cannot be started.
 pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result<()> {
-    build_programs(&["--release"])?;
+    // Nothing else: optimised as they are for production, each takes a minute to link.
+    build(&["--release", "--bin", "spilo-agent", "--bin", "spilo-guard"])?;
     become_program(
         "spilo-benches",
         name,
@@ -61,11 +62,11 @@ pub(crate) fn simulate(arguments: &[String]) -> Result<()> {
     Err(failure).context("cannot start simulate")
 }
 
-/// Builds the programs of `spilo-examples`, the daemon among them.
-fn build_programs(mode: &[&str]) -> Result<()> {
+/// Builds programs of `spilo-examples` and `spilo-pg`.
+fn build(which: &[&str]) -> Result<()> {
     let mut build = cargo();
-    build.current_dir(workspace_root()).arg("build").args(mode);
-    loudly(build.args(["-p", "spilo-examples", "-p", "spilo-pg", "--bins"]))
+    build.current_dir(workspace_root()).arg("build").args(which);
+    loudly(build.args(["-p", "spilo-examples", "-p", "spilo-pg"]))
 }
 
 fn become_program(

@@ -32,7 +32,8 @@ struct Options {
     /// spilo's leases in seconds, one column each; 0 leaves spilo out.
     #[arg(long, value_delimiter = ',', default_value = "10")]
     ttl: Vec<u64>,
-    /// The stores that the clusters agree through, columns of their own each.
+    /// The stores that the clusters agree through, columns of their own each; etcd's stand beside
+    /// every other's.
     #[arg(long, value_delimiter = ',', default_value = "etcd")]
     dcs: Vec<StoreKind>,
     /// Runs the peer as well, at its defaults and at its floor.
@@ -97,9 +98,13 @@ async fn run(options: &Options) -> Result<()> {
         ]
     });
     let contenders: Vec<_> = ours.chain(peers.into_iter().flatten()).collect();
-    let on_each_store = options.dcs.iter().flat_map(|store| {
+    let mut stores = options.dcs.clone();
+    if !stores.contains(&StoreKind::Etcd) {
+        stores.insert(0, StoreKind::Etcd);
+    }
+    let on_each_store = stores.into_iter().flat_map(|store| {
         let contenders = contenders.iter();
-        contenders.map(|(contender, runs)| (contender.clone().on(*store), *runs))
+        contenders.map(move |(contender, runs)| (contender.clone().on(store), *runs))
     });
     let mut columns: Vec<Column> = on_each_store
         .map(|(contender, runs)| Column {

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what helps a test fails as a test does")]
 
+mod answers;
 #[cfg(feature = "tls")]
 #[path = "../certificates/certificates.rs"]
 mod certificates;

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "what helps a test fails as a test does")]
 
+mod answers;
 mod faults;
 mod layout;
 #[path = "../ports/ports.rs"]

@@ -17,6 +17,7 @@ use crate::ports::free_ports;
 #[derive(Debug)]
 pub(crate) struct ZooKeeperServer {
     process: Option<Child>,
+    java: &'static [&'static str],
     directory: TempDir,
     port: u16,
     started: Instant,
@@ -31,7 +32,13 @@ pub(crate) struct Ensemble {
 impl ZooKeeperServer {
     /// Starts a server that grants short sessions, and waits until it takes writes.
     pub(crate) async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a server whose Java takes further arguments.
+    pub(crate) async fn start_with(java: &'static [&'static str]) -> Self {
         let mut server = Self::new(free_ports(1)[0], "");
+        server.java = java;
         server.run();
         server.until_ready().await;
         server
@@ -51,6 +58,7 @@ impl ZooKeeperServer {
         std::fs::write(directory.path().join("zoo.cfg"), config).unwrap();
         Self {
             process: None,
+            java: &[],
             directory,
             port,
             started: Instant::now(),
@@ -68,6 +76,7 @@ impl ZooKeeperServer {
             .unwrap();
         let process = Command::new("java")
             .args(["-Xmx128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
+            .args(self.java)
             .arg("-cp")
             .arg(&classes)
             .arg("org.apache.zookeeper.server.quorum.QuorumPeerMain")
@@ -208,7 +217,7 @@ impl Drop for ZooKeeperServer {
     }
 }
 
-fn options(hosts: impl IntoIterator<Item = String>) -> ZooKeeperOptions {
+pub(crate) fn options(hosts: impl IntoIterator<Item = String>) -> ZooKeeperOptions {
     let mut options = ZooKeeperOptions::new(Scope::new("demo").unwrap(), hosts);
     options.tick_time = TICK;
     options
