@@ -41,7 +41,7 @@ async fn real_one_of_three_etcd_members_killed_behind_a_proxy_goes_unnoticed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_changed_service_records_and_a_member_that_they_leave_out_go_unnoticed() {
     let plan = StorePlan::new(StoreFault::RecordsChanged, 10).store(StoreKind::EtcdDns);
-    unnoticed(plan.repeat(2)).await;
+    unnoticed(plan).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -52,7 +52,7 @@ async fn real_domain_that_is_denied_for_a_minute_goes_unnoticed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_etcd_member_cut_off_from_everybody_goes_unnoticed() {
-    unnoticed(StorePlan::new(StoreFault::MinorityCut, 10).repeat(2)).await;
+    unnoticed(StorePlan::new(StoreFault::MinorityCut, 10)).await;
 }
 
 async fn behind(front: StoreKind) {

@@ -298,12 +298,9 @@ fn domain(text: &str) -> Result<String, String> {
 
 /// Reads the address of a name server.
 fn name_server(text: &str) -> Result<SocketAddr, String> {
-    let address = Address::parse(text, Some(DNS_PORT))?;
-    let ip: IpAddr = address
-        .host
-        .parse()
-        .map_err(|_| format!("must be an IP address, with or without a port, found {text:?}"))?;
-    Ok(SocketAddr::new(ip, address.port))
+    let bare = |ip: IpAddr| SocketAddr::new(ip, DNS_PORT);
+    let address = text.parse().or_else(|_| text.parse().map(bare));
+    address.map_err(|_| format!("must be an IP address, with or without a port, found {text:?}"))
 }
 
 /// The port that DNS is served on.

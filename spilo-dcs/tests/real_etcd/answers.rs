@@ -89,7 +89,6 @@ async fn beside_one_that_is_none_the_other_endpoint_is_used() {
     }
 }
 
-/// Ten megabytes, each of its own kind: a value of a document, of a member, and of nobody's key.
 #[tokio::test]
 async fn values_of_ten_megabytes_are_read_and_hide_nothing() {
     let mut cluster = EtcdCluster::prepare(1, "http", &["--max-request-bytes=16777216".to_owned()]);
@@ -97,36 +96,40 @@ async fn values_of_ten_megabytes_are_read_and_hide_nothing() {
     let etcd = cluster.etcd();
     cluster.until_ready(&etcd).await;
     let me = MemberName::new("a").unwrap();
-    let lease = etcd.acquire(&me, Duration::from_secs(30)).await.unwrap();
+    let ttl = Duration::from_secs(60);
+    let lease = etcd.acquire(&me, ttl).await.unwrap();
 
-    let large = "x".repeat(10_000_000);
-    for (key, is_document) in [
-        ("config", true),
-        ("members/b", false),
-        ("unheard-of", false),
-    ] {
-        cluster.ctl_with_input(&["put", &format!("/service/demo/{key}")], &large);
-        let seen = etcd.read().await.unwrap();
-        let leader = seen.leader.expect("it is seen beside the value");
-        assert_eq!(leader.name, Bytes::from_static(b"a"));
-        let read = seen.documents.get(&Key::Config);
-        assert_eq!(
-            read.is_some_and(|entry| entry.value.len() >= large.len()),
-            is_document
-        );
-        etcd.renew(&lease).await.unwrap();
-        cluster.ctl(&["del", &format!("/service/demo/{key}")]);
-    }
-    // More than that is an error, which ends with its cause.
-    for n in 0..8 {
-        cluster.ctl_with_input(&["put", &format!("/service/demo/{n}")], &large);
+    let (others, large) = (cluster.etcd(), Bytes::from(vec![b'x'; 10_000_000]));
+    let put = |key| others.put(key, large.clone(), Expect::Anything);
+    put(Key::Config).await.unwrap();
+    let b = MemberName::new("b").unwrap();
+    others.announce(&b, large.clone(), ttl).await.unwrap();
+    let seen = etcd.read().await.unwrap();
+    assert_eq!(seen.leader.unwrap().name, "a");
+    assert_eq!(seen.documents[&Key::Config].value, large);
+    assert_eq!(seen.members["b"].value, large);
+    etcd.renew(&lease).await.unwrap();
+
+    // More than 64 MiB in all are an error, which names the cause and ends with it.
+    let many = [
+        Key::Sync,
+        Key::History,
+        Key::Status,
+        Key::Failsafe,
+        Key::Failover,
+    ];
+    for key in many {
+        put(key).await.unwrap();
     }
     let error = etcd.read().await.unwrap_err();
+    assert_eq!(error.kind(), DcsErrorKind::Refused, "{error}");
     assert!(
         error.to_string().contains("message length too large"),
         "{error}"
     );
     etcd.renew(&lease).await.unwrap();
-    cluster.ctl(&["del", "/service/demo/0", "/service/demo/8"]);
+    for key in many {
+        others.delete(key, Expect::Anything).await.unwrap();
+    }
     etcd.read().await.unwrap();
 }

@@ -192,6 +192,7 @@ impl EtcdCluster {
     }
 
     /// Runs etcdctl with a value that is too long for an argument.
+    #[cfg(feature = "discovery")]
     pub(crate) fn ctl_with_input(&self, arguments: &[&str], input: &str) {
         let mut child = Command::new(Self::etcdctl())
             .env("ETCDCTL_API", "3")
