@@ -48,8 +48,9 @@ impl Dns {
         );
         for member in members {
             let (_, port) = member.rsplit_once(':').context("a member has a port")?;
-            // A name that everybody can resolve without asking this server.
-            config += &format!("srv-host=_etcd-client._tcp.{DOMAIN},localhost,{port}\n");
+            config += &format!("srv-host=_etcd-client._tcp.{DOMAIN},{HOST},{port}\n");
+            // Which this server alone knows, and not even it when there is no such domain.
+            config += &format!("host-record={HOST},127.0.0.1\n");
         }
         std::fs::write(&self.file, config)?;
         self.service.signal(Signal::SIGKILL);
@@ -67,3 +68,4 @@ impl Dns {
 }
 
 const DOMAIN: &str = "spilo.test";
+const HOST: &str = "etcd.spilo.test";

@@ -148,7 +148,7 @@ impl Namespace {
         self.port_state(PORT_FORWARDING).await
     }
 
-    /// Drops every packet to another one, in silence.
+    /// Drops every packet to another one.
     pub(crate) async fn lose(&self, other: &Self) -> Result<()> {
         self.route("add", other).await
     }

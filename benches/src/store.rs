@@ -163,7 +163,8 @@ impl Store {
         self.namespace(member)?.heal().await
     }
 
-    /// Drops every packet between a member and all the others, in silence; clients go on reaching it.
+    /// Drops every packet between a member and all the others before it is sent; clients go on
+    /// reaching it.
     ///
     /// # Errors
     ///
@@ -171,6 +172,7 @@ impl Store {
     pub async fn cut_from_others(&self, member: usize) -> Result<()> {
         for other in (0..self.members()).filter(|other| *other != member) {
             self.namespace(member)?.lose(self.namespace(other)?).await?;
+            self.namespace(other)?.lose(self.namespace(member)?).await?;
         }
         Ok(())
     }
@@ -183,6 +185,7 @@ impl Store {
     pub async fn heal_to_others(&self, member: usize) -> Result<()> {
         for other in (0..self.members()).filter(|other| *other != member) {
             self.namespace(member)?.find(self.namespace(other)?).await?;
+            self.namespace(other)?.find(self.namespace(member)?).await?;
         }
         Ok(())
     }
@@ -190,6 +193,25 @@ impl Store {
     fn namespace(&self, member: usize) -> Result<&Namespace> {
         let namespace = self.places[member].namespace.as_ref();
         namespace.context("the store's members have no namespaces")
+    }
+
+    /// Returns the member of etcd that everybody asks first who finds it in DNS: the one with the
+    /// least port, where all have the same priority and weight.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the store is another.
+    pub fn first_in_dns(&self) -> Result<usize> {
+        let endpoints = self
+            .etcd()
+            .context("only etcd is found in DNS")?
+            .endpoints();
+        let port = |member: &usize| {
+            let port = endpoints[*member].rsplit(':').next();
+            port.and_then(|port| port.parse::<u16>().ok())
+        };
+        let first = (0..endpoints.len()).min_by_key(port);
+        first.context("etcd has no member")
     }
 
     /// Has DNS name these members and no other, or say that there is no such domain if they are

@@ -217,6 +217,10 @@ impl StorePlan {
             run.violations
                 .push("the logs hold no commit: the witness saw nothing".to_owned());
         }
+        if self.fault == StoreFault::DomainGone && !told_of_denial(cluster)? {
+            run.violations
+                .push("no agent was told that the domain is denied".to_owned());
+        }
         match self.fault {
             StoreFault::AllGoneStandbyDead => {
                 judge_step_down(&mut run, &seen, until_ms, restored_ms);
@@ -297,7 +301,7 @@ impl StorePlan {
                 member
             }
             StoreFault::RecordsChanged => {
-                let member = number % store.members();
+                let member = (store.first_in_dns()? + number - 1) % store.members();
                 let named = (0..store.members()).filter(|named| *named != member);
                 store.name_members(&named.collect::<Vec<_>>()).await?;
                 // Whoever learns of the records before the member is gone does not notice its end.
@@ -309,9 +313,10 @@ impl StorePlan {
             StoreFault::DomainGone => {
                 store.name_members(&[]).await?;
                 sleep(self.outage / 2).await;
-                store.kill(leader).await;
+                let member = store.first_in_dns()?;
+                store.kill(member).await;
                 sleep(self.outage / 2).await;
-                leader
+                member
             }
             _ => {
                 let member = nth(is_even);
@@ -500,6 +505,17 @@ fn judge_step_down(run: &mut StoreRun, seen: &Seen, until_ms: Option<u64>, resto
             "{late} commits after the end of permission, with the store away"
         ));
     }
+}
+
+/// Returns whether every agent said that DNS denied the domain.
+fn told_of_denial(cluster: &Cluster) -> Result<bool> {
+    for node in cluster.nodes() {
+        let log = std::fs::read_to_string(node.log_file())?;
+        if !log.contains("DNS names no endpoint") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn standby<'a>(cluster: &'a Cluster, primary: &Node) -> Result<&'a Node> {

@@ -55,6 +55,16 @@ async fn real_etcd_member_cut_off_from_everybody_goes_unnoticed() {
     unnoticed(StorePlan::new(StoreFault::MinorityCut, 10)).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_etcd_frozen_for_half_a_ttl_goes_unnoticed() {
+    without_violation(StoreFault::FrozenBriefly, 10, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_etcd_frozen_for_three_ttls_goes_unnoticed() {
+    without_violation(StoreFault::FrozenLong, 10, 1).await;
+}
+
 async fn behind(front: StoreKind) {
     let plan = StorePlan::new(StoreFault::OneOfThree, 10).store(front);
     unnoticed(plan).await;

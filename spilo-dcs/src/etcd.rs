@@ -17,6 +17,7 @@
 //!   deleted under a living lease shows in the next [`read`](Dcs::read).
 //! - Reads, renewals, writes and the watch have connections of their own.
 
+mod addresses;
 mod connect;
 #[cfg(feature = "discovery")]
 mod directory;

@@ -116,16 +116,25 @@ impl EtcdSrv {
         for item in section.list("name_servers").unwrap_or_default() {
             name_servers.extend(section.valid("name_servers", name_server(&item), problems));
         }
+        for name in ["srv_suffix", "name_servers"] {
+            if section.value(name).is_some() && section.value("srv").is_none() {
+                problems.warn(&section.path(name), "has no effect without `etcd3.srv`");
+            }
+        }
         // As with Patroni, whoever names a proxy wants no other way.
         section
             .value("srv")
             .filter(|_| section.value("proxy").is_none())?;
         let domain = section.text("srv").map(|text| domain(&text));
         let domain = domain.and_then(|parsed| section.valid("srv", parsed, problems))?;
-        let suffix = section.text("srv_suffix");
+        let suffix = section.text("srv_suffix").filter(|text| !text.is_empty());
+        let suffix = match suffix.map(|text| suffix_of_service(&text)) {
+            Some(parsed) => Some(section.valid("srv_suffix", parsed, problems)?),
+            None => None,
+        };
         Some(Self {
             domain,
-            suffix: suffix.filter(|suffix| !suffix.is_empty()),
+            suffix,
             name_servers,
         })
     }
@@ -292,6 +301,18 @@ fn domain(text: &str) -> Result<String, String> {
     } else {
         Err(format!(
             "must be a domain such as `example.org`, found {text:?}"
+        ))
+    }
+}
+
+/// Reads what a service's name ends in: with what stands before it, it makes one label.
+fn suffix_of_service(text: &str) -> Result<String, String> {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    if text.len() <= 40 && text.bytes().all(is_part) {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "must be at most 40 letters, digits and hyphens, found {text:?}"
         ))
     }
 }

@@ -1,14 +1,17 @@
 //! One connection to one endpoint.
 
 use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 #[cfg(feature = "tls")]
 use etcd_client::{Certificate, Identity, TlsOptions};
-use etcd_client::{Client, ConnectOptions, Error};
+use etcd_client::{Client, ConnectOptions, Error, ResponseHeader};
 use spilo_core::DcsError;
 use spilo_core::dcs::DcsErrorKind;
 
+use super::addresses::Addresses;
 use super::endpoints::Endpoints;
 use super::options::EtcdOptions;
 use super::{NAME, failure};
@@ -20,6 +23,7 @@ use super::{NAME, failure};
 pub(super) struct Connector {
     options: EtcdOptions,
     endpoints: Endpoints,
+    addresses: Arc<Addresses>,
 }
 
 impl Connector {
@@ -63,10 +67,15 @@ impl Connector {
             }
             endpoints.push(url);
         }
-        let endpoints = Endpoints::new(endpoints, &options);
-        let connector = Self { options, endpoints };
+        let addresses = Arc::<Addresses>::default();
+        let endpoints = Endpoints::new(endpoints, &options, &addresses);
+        let connector = Self {
+            options,
+            endpoints,
+            addresses,
+        };
         connector
-            .connect_options(true, Duration::ZERO)
+            .connect_options(true, None, Duration::ZERO)
             .map_err(|error| bad(failure::text(&error)).because(error))?;
         Ok(connector)
     }
@@ -81,16 +90,46 @@ impl Connector {
 
     /// Creates a client, and logs in where there is a user; otherwise nothing is sent yet.
     pub(super) async fn connect(&self, url: &str, timeout: Duration) -> Result<Client, Error> {
-        match Client::connect([url], Some(self.connect_options(true, timeout)?)).await {
+        let uri: http::Uri = url.parse().map_err(Error::InvalidUri)?;
+        let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+        let (url, host) = if host.parse::<IpAddr>().is_ok() {
+            (url.to_owned(), None)
+        } else {
+            // Resolved here, so that a name which cannot be resolved now still leads somewhere, and
+            // is known to have done nothing where it does not.
+            let scheme = uri.scheme_str().unwrap_or("http");
+            let port = uri.port_u16().unwrap_or(PORT);
+            let reached = self.addresses.reach(host, port, timeout / 2).await;
+            let address = reached.map_err(Error::IoError)?;
+            (format!("{scheme}://{address}"), Some(host))
+        };
+        match Client::connect([&url], Some(self.connect_options(true, host, timeout)?)).await {
             // Authentication may be switched on later, so a user is no error before.
             Err(error) if failure::auth_is_off(&error) => {
-                Client::connect([url], Some(self.connect_options(false, timeout)?)).await
+                Client::connect([&url], Some(self.connect_options(false, host, timeout)?)).await
             }
             result => result,
         }
     }
 
-    fn connect_options(&self, login: bool, timeout: Duration) -> Result<ConnectOptions, Error> {
+    /// Asks a member which etcd it belongs to; a member that may not tell says nothing.
+    pub(super) async fn who(&self, client: &Client) -> Result<Option<ResponseHeader>, Error> {
+        use failure::Verdict::{Refused, StaleToken};
+        match client.maintenance_client().status().await {
+            Ok(answer) => Ok(answer.header().cloned()),
+            Err(error) if matches!(failure::judge(&error), Refused | StaleToken) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns the options of a connection; a host is what the certificate must be of, where it does
+    /// not stand in the URL.
+    fn connect_options(
+        &self,
+        login: bool,
+        host: Option<&str>,
+        timeout: Duration,
+    ) -> Result<ConnectOptions, Error> {
         let mut options = ConnectOptions::new()
             // A member that is cut off from its peers says so at once instead of letting us wait.
             .with_require_leader(true)
@@ -104,11 +143,16 @@ impl Connector {
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.options.tls {
             let mut files = TlsOptions::new().ca_certificate(Certificate::from_pem(read(&tls.ca)?));
+            if let Some(host) = host {
+                files = files.domain_name(host);
+            }
             if let Some((certificate, key)) = &tls.identity {
                 files = files.identity(Identity::from_pem(read(certificate)?, read(key)?));
             }
             options = options.with_tls(files);
         }
+        #[cfg(not(feature = "tls"))]
+        let _ = host;
         Ok(options)
     }
 }
@@ -127,3 +171,6 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path)
         .map_err(|error| Error::InvalidArgs(format!("cannot read {}: {error}", path.display())))
 }
+
+/// The port that etcd serves clients on.
+const PORT: u16 = 2379;

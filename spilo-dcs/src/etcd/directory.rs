@@ -29,6 +29,7 @@ pub struct EtcdDirectory {
     connector: Arc<Connector>,
     /// What every key of the namespace begins with.
     base: String,
+    seen: Arc<Seen>,
     read_lane: Lane,
     write_lane: Lane,
     watch_lane: Lane,
@@ -65,6 +66,7 @@ impl EtcdDirectory {
         let lane = || Lane::new(Arc::clone(&connector), Arc::clone(&seen));
         Ok(Self {
             base,
+            seen: Arc::clone(&seen),
             read_lane: lane(),
             write_lane: lane(),
             watch_lane: lane(),
@@ -104,6 +106,10 @@ impl EtcdDirectory {
         let message = message.ok_or("the stream ended")?;
         if message.canceled() {
             return Err(format!("cancelled: {}", message.cancel_reason()));
+        }
+        let header = message.header();
+        if header.is_some_and(|header| self.seen.is_foreign(header)) {
+            return Err("it belongs to another etcd cluster".to_owned());
         }
         let told = message.events().iter().filter_map(|event| {
             let is_there = event.event_type() == EventType::Put;

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::addresses::Addresses;
 #[cfg(feature = "srv")]
 use super::lane::held;
 use super::options::EtcdOptions;
@@ -32,14 +33,17 @@ pub(super) struct Endpoints {
 pub(super) struct Known {
     /// Each as a URL.
     pub(super) urls: Arc<[String]>,
-    /// How many of them are named now. What follows is asked last: it answered once, and none of
-    /// those that are named now has answered yet.
+    /// How many of them are named now. What follows was named before, and none of those that are
+    /// named now has answered yet.
     pub(super) named: usize,
+    /// Whether those that are named now come first, whatever answered last.
+    pub(super) probing: bool,
 }
 
 #[cfg(feature = "srv")]
 struct Found {
     options: EtcdOptions,
+    addresses: Arc<Addresses>,
     now: Mutex<Now>,
     asked: Notify,
 }
@@ -47,36 +51,45 @@ struct Found {
 #[cfg(feature = "srv")]
 struct Now {
     known: Known,
-    /// The last endpoint that answered.
-    answered: Option<String>,
     /// When DNS is asked again.
     due: Instant,
     /// When it was asked last.
     asked: Option<Instant>,
     task: Option<JoinHandle<()>>,
+    /// An endpoint failed since DNS was asked.
+    failed: bool,
+    /// When those that are named now were sent somebody who may probe.
+    probed: Option<Instant>,
     problem: Option<String>,
 }
 
 impl Endpoints {
     /// Takes endpoints as URLs, which count until DNS has named others if it is to be asked.
-    pub(super) fn new(urls: Vec<String>, options: &EtcdOptions) -> Self {
+    pub(super) fn new(
+        urls: Vec<String>,
+        options: &EtcdOptions,
+        addresses: &Arc<Addresses>,
+    ) -> Self {
         let named = Known {
             named: urls.len(),
             urls: urls.into(),
+            probing: false,
         };
         #[cfg(not(feature = "srv"))]
-        let _ = options;
+        let _ = (options, addresses);
         Self {
             #[cfg(feature = "srv")]
             found: options
                 .srv
                 .is_some()
-                .then(|| Arc::new(Found::new(options.clone(), named.clone()))),
+                .then(|| Found::new(options.clone(), named.clone(), Arc::clone(addresses)))
+                .map(Arc::new),
             named,
         }
     }
 
-    /// Returns the endpoints; never none.
+    /// Returns the endpoints; never none. Whoever may probe is sent to those that are named now, once
+    /// when they were changed and once in a while, and everybody else to what answered last.
     ///
     /// # Errors
     /// Why none is known, at the latest at the deadline.
@@ -87,12 +100,14 @@ impl Endpoints {
         not(feature = "srv"),
         expect(clippy::unused_async, reason = "waits only where DNS is asked")
     )]
-    pub(super) async fn known(&self, deadline: Instant) -> Result<Known, String> {
+    pub(super) async fn known(&self, deadline: Instant, may_probe: bool) -> Result<Known, String> {
         #[cfg(feature = "srv")]
         if let Some(found) = &self.found {
-            return found.known(deadline).await;
+            let mut known = found.known(deadline).await?;
+            known.probing = may_probe && held(&found.now).probe(Instant::now());
+            return Ok(known);
         }
-        let _ = deadline;
+        let _ = (deadline, may_probe);
         Ok(self.named.clone())
     }
 
@@ -125,17 +140,11 @@ impl Endpoints {
 
 #[cfg(feature = "srv")]
 impl Found {
-    fn new(options: EtcdOptions, named: Known) -> Self {
+    fn new(options: EtcdOptions, named: Known, addresses: Arc<Addresses>) -> Self {
         Self {
             options,
-            now: Mutex::new(Now {
-                known: named,
-                answered: None,
-                due: Instant::now(),
-                asked: None,
-                task: None,
-                problem: None,
-            }),
+            addresses,
+            now: Mutex::new(Now::new(named)),
             asked: Notify::new(),
         }
     }
@@ -149,7 +158,9 @@ impl Found {
             let at = Instant::now();
             if at >= now.due && !now.is_asking() {
                 now.asked = Some(at);
-                now.due = at + srv::LONGEST;
+                now.failed = false;
+                // Should the task end without an answer.
+                now.due = at + srv::ALL;
                 now.task = Some(tokio::spawn(Arc::clone(self).ask()));
             }
             if !now.known.urls.is_empty() {
@@ -169,7 +180,12 @@ impl Found {
     }
 
     async fn ask(self: Arc<Self>) {
-        let answer = srv::ask(&self.options).await;
+        let mut answer = srv::ask(&self.options).await;
+        if let Ok(records) = &mut answer {
+            for (host, addresses) in std::mem::take(&mut records.addresses) {
+                self.addresses.tell(host, addresses);
+            }
+        }
         held(&self.now).take(answer, Instant::now());
         self.asked.notify_waiters();
     }
@@ -177,6 +193,18 @@ impl Found {
 
 #[cfg(feature = "srv")]
 impl Now {
+    fn new(known: Known) -> Self {
+        Self {
+            known,
+            due: Instant::now(),
+            asked: None,
+            task: None,
+            failed: false,
+            probed: None,
+            problem: None,
+        }
+    }
+
     fn is_asking(&self) -> bool {
         self.task.as_ref().is_some_and(|task| !task.is_finished())
     }
@@ -203,26 +231,39 @@ impl Now {
             }
         };
         self.problem = None;
-        self.due = records.expire.clamp(at + srv::SHORTEST, at + srv::LONGEST);
-        let known = Known::new(records.urls, self.answered.as_deref());
-        if known != self.known {
-            let urls = known.urls.join(", ");
+        let latest = if self.failed {
+            srv::SHORTEST
+        } else {
+            srv::LONGEST
+        };
+        self.due = records.expire.clamp(at + srv::SHORTEST, at + latest);
+        let (named, _) = self.known.urls.split_at(self.known.named);
+        if named != records.urls {
+            let urls = records.urls.join(", ");
             tracing::info!(urls, "DNS names other endpoints of etcd");
-            self.known = known;
+            self.known = Known::new(records.urls, &self.known.urls);
+            self.probed = None;
         }
     }
 
     fn answered(&mut self, url: &str) {
-        if self.answered.as_deref() != Some(url) {
-            self.answered = Some(url.to_owned());
-        }
         let (named, last) = self.known.urls.split_at(self.known.named);
         if !last.is_empty() && named.iter().any(|named| named == url) {
-            self.known = Known::new(named.to_vec(), None);
+            self.known = Known::new(named.to_vec(), &[]);
         }
     }
 
+    /// Returns whether it is time to try those that are named now.
+    fn probe(&mut self, at: Instant) -> bool {
+        let is_time = self.probed.is_none_or(|probed| at >= probed + srv::LONGEST);
+        if is_time {
+            self.probed = Some(at);
+        }
+        is_time
+    }
+
     fn failed(&mut self) {
+        self.failed = true;
         let again = self
             .asked
             .map_or_else(Instant::now, |at| at + srv::SHORTEST);
@@ -231,30 +272,47 @@ impl Now {
 }
 
 impl Known {
+    /// Returns the endpoints in the order in which they are asked.
+    pub(super) fn in_order<'a>(
+        &'a self,
+        preferred: Option<&str>,
+    ) -> impl Iterator<Item = &'a str> + use<'a> {
+        let first = self
+            .urls
+            .iter()
+            .position(|url| Some(url.as_str()) == preferred);
+        let first = first.filter(|first| !self.probing || *first < self.named);
+        let (before, from) = self.urls.split_at(first.unwrap_or(0));
+        from.iter().chain(before).map(String::as_str)
+    }
+
     /// Returns the endpoint that is asked after one that failed.
     pub(super) fn after(&self, url: &str) -> &str {
         let at = self.urls.iter().position(|known| known == url);
-        let next = at.map_or(0, |at| at + 1) % self.named.max(1);
+        let next = at.map_or(0, |at| at + 1) % self.urls.len().max(1);
         self.urls.get(next).map_or("", String::as_str)
     }
-}
 
-#[cfg(feature = "srv")]
-impl Known {
-    /// Takes the endpoints that are named now, and the one that answered last.
-    fn new(mut urls: Vec<String>, answered: Option<&str>) -> Self {
+    /// Takes the endpoints that are named now, and those that were before.
+    #[cfg(feature = "srv")]
+    fn new(mut urls: Vec<String>, before: &[String]) -> Self {
         let named = urls.len();
-        urls.extend(
-            answered
-                .filter(|answered| urls.iter().all(|url| url != answered))
-                .map(str::to_owned),
-        );
+        for url in before.iter().take(MOST_BEFORE) {
+            if !urls.contains(url) {
+                urls.push(url.clone());
+            }
+        }
         Self {
             urls: urls.into(),
             named,
+            probing: false,
         }
     }
 }
+
+/// How many endpoints that were named before are kept, at most.
+#[cfg(feature = "srv")]
+const MOST_BEFORE: usize = 16;
 
 #[cfg(all(test, feature = "srv"))]
 mod tests {
@@ -266,39 +324,60 @@ mod tests {
         Known {
             urls: urls.iter().map(|&url| url.to_owned()).collect(),
             named,
+            probing: false,
         }
     }
 
     fn records(urls: &[&str], expire: Instant) -> Result<Records, String> {
         Ok(Records {
             urls: urls.iter().map(|&url| url.to_owned()).collect(),
+            addresses: Vec::new(),
             expire,
         })
     }
 
     fn now() -> Now {
-        Now {
-            known: Known::default(),
-            answered: None,
-            due: Instant::now(),
-            asked: None,
-            task: None,
-            problem: None,
-        }
+        Now::new(Known::default())
     }
 
     #[test]
-    fn the_endpoint_that_answered_is_kept_until_one_of_the_new_ones_has() {
+    fn what_was_named_before_is_kept_until_one_of_the_new_ones_has_answered() {
         let (at, mut now) = (Instant::now(), now());
         now.take(records(&["a", "b"], at), at);
         assert_eq!(now.known, known(&["a", "b"], 2));
         now.answered("b");
         now.take(records(&["c", "d"], at), at);
-        assert_eq!(now.known, known(&["c", "d", "b"], 2));
-        now.answered("b");
-        assert_eq!(now.known, known(&["c", "d", "b"], 2));
-        now.answered("d");
-        assert_eq!(now.known, known(&["c", "d"], 2));
+        now.take(records(&["e", "b"], at), at);
+        assert_eq!(now.known, known(&["e", "b", "c", "d", "a"], 2));
+        now.answered("a");
+        assert_eq!(now.known, known(&["e", "b", "c", "d", "a"], 2));
+        now.answered("e");
+        assert_eq!(now.known, known(&["e", "b"], 2));
+    }
+
+    #[test]
+    fn what_answered_last_is_asked_first_but_for_a_probe_of_what_is_named_now() {
+        let order = |known: &Known, preferred| known.in_order(preferred).collect::<String>();
+        let mut known = known(&["a", "b", "c", "d"], 2);
+        assert_eq!(order(&known, None), "abcd");
+        assert_eq!(order(&known, Some("b")), "bcda");
+        assert_eq!(order(&known, Some("d")), "dabc");
+        assert_eq!(order(&known, Some("gone")), "abcd");
+        known.probing = true;
+        assert_eq!(order(&known, Some("d")), "abcd");
+        assert_eq!(order(&known, Some("b")), "bcda");
+    }
+
+    #[test]
+    fn new_names_are_probed_once_and_again_after_a_while() {
+        let (at, mut now) = (Instant::now(), now());
+        now.take(records(&["a"], at), at);
+        assert!(now.probe(at));
+        now.take(records(&["a"], at), at);
+        assert!(!now.probe(at + srv::SHORTEST));
+        assert!(now.probe(at + srv::LONGEST));
+        now.take(records(&["b"], at), at);
+        assert!(now.probe(at + srv::LONGEST));
     }
 
     #[test]
@@ -323,6 +402,9 @@ mod tests {
             assert_eq!(now.due, at + due);
         }
         now.failed();
+        assert_eq!(now.due, at + srv::SHORTEST);
+        // Also where one fails while DNS is asked.
+        now.take(records(&["a"], at + srv::LONGEST), at);
         assert_eq!(now.due, at + srv::SHORTEST);
     }
 }

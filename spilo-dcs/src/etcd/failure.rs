@@ -16,6 +16,9 @@ pub(super) enum Verdict {
     Refused,
     /// It was not done, because our token is not valid (any more).
     StaleToken,
+    /// It was not sent, because the endpoint belongs to another etcd than the one that all earlier
+    /// answers came from.
+    Stranger,
     /// It was done or refused by another etcd than the one that all earlier answers came from.
     Foreign,
     /// It was not done, because its lease does not exist.
@@ -64,6 +67,11 @@ pub(super) fn text(error: &Error) -> String {
 fn judge_status(status: &Status) -> Verdict {
     if never_left(status) {
         return Verdict::NotDone;
+    }
+    // What a server says has no cause here. A broken connection has, and HTTP/2 has codes for it of
+    // which some are taken for refusals.
+    if status.source().is_some() {
+        return Verdict::Unknown;
     }
     match status.message() {
         // Said before the request is looked at.

@@ -96,12 +96,15 @@ impl Lane {
         send: impl Fn(Client) -> Sent<'a, T> + Send + Sync,
     ) -> Result<T, DcsError> {
         let endpoints = self.connector.endpoints();
-        let known = endpoints.known(request.deadline).await;
+        let may_probe = request.effect == Effect::Read;
+        let known = endpoints.known(request.deadline, may_probe).await;
         let known = known.map_err(|problem| request.error(DcsErrorKind::Unavailable, problem))?;
         self.forget_others(&known);
         let mut maybe_done = false;
+        let mut only_strangers = true;
         let mut last = None;
-        for (n, url) in self.in_order(&known).enumerate() {
+        let preferred = held(&self.preferred).clone();
+        for (n, url) in known.in_order(preferred.as_deref()).enumerate() {
             let left = request.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -119,7 +122,6 @@ impl Lane {
             let failed = match self.attempt(url, share, &send).await {
                 Ok(answer) => {
                     self.prefer(url);
-                    endpoints.answered(url);
                     return Ok(answer);
                 }
                 Err(failed) => failed,
@@ -131,16 +133,22 @@ impl Lane {
             let lost = matches!(verdict, Verdict::Unknown | Verdict::Foreign);
             maybe_done |= lost && request.effect != Effect::Read;
             let stop = match verdict {
-                Verdict::Refused | Verdict::StaleToken | Verdict::Foreign | Verdict::LeaseGone => {
-                    true
-                }
-                Verdict::Unknown => request.effect == Effect::Once,
-                Verdict::NotDone => false,
+                Verdict::Refused | Verdict::StaleToken | Verdict::LeaseGone => true,
+                Verdict::Unknown | Verdict::Foreign => request.effect == Effect::Once,
+                Verdict::NotDone | Verdict::Stranger => false,
             };
+            only_strangers &= verdict == Verdict::Stranger;
             last = Some(failed);
             if stop {
                 break;
             }
+        }
+        if let Some(last) = last.as_mut().filter(|_| !only_strangers) {
+            // Another endpoint may do it soon.
+            last.verdict = match last.verdict {
+                Verdict::Stranger => Verdict::NotDone,
+                verdict => verdict,
+            };
         }
         Err(request.failed(last, maybe_done))
     }
@@ -171,7 +179,7 @@ impl Lane {
         let connected = tokio::time::timeout_at(deadline, self.client(url, time)).await;
         let client = match connected {
             Ok(Ok(client)) => client,
-            Ok(Err(error)) => return Err(failed(url, judge_connecting(&error), error)),
+            Ok(Err(failed)) => return Err(failed),
             Err(_) => return Err(silent(url, Verdict::NotDone, time)),
         };
         let floor = self.seen.floor();
@@ -197,35 +205,36 @@ impl Lane {
                 source: None,
             });
         }
+        // What says nothing of itself may be anybody's.
+        if answer.header().is_some() {
+            self.connector.endpoints().answered(url);
+        }
         Ok(answer)
     }
 
-    async fn client(&self, url: &str, time: Duration) -> Result<Client, Error> {
+    async fn client(&self, url: &str, time: Duration) -> Result<Client, Failed> {
         let kept = held(&self.clients).get(url).cloned();
         if let Some(client) = kept {
             return Ok(client);
         }
         // On the heap: it takes 16 KiB, which no renewal should carry along.
-        let client = Box::pin(self.connector.connect(url, time)).await?;
+        let connected = Box::pin(self.connector.connect(url, time)).await;
+        let client = connected.map_err(|error| failed(url, judge_connecting(&error), error))?;
+        if !self.seen.is_new() {
+            // Before anything is sent that another etcd might do, or answer for leases that are not
+            // its own.
+            let asked = Box::pin(self.connector.who(&client)).await;
+            let header = asked.map_err(|error| failed(url, judge_connecting(&error), error))?;
+            if header.is_some_and(|header| self.seen.is_foreign(&header)) {
+                return Err(Failed {
+                    verdict: Verdict::Stranger,
+                    problem: format!("{url}: it belongs to another etcd cluster"),
+                    source: None,
+                });
+            }
+        }
         held(&self.clients).insert(url.to_owned(), client.clone());
         Ok(client)
-    }
-
-    /// Returns the endpoints, beginning with the one that is preferred.
-    fn in_order<'a>(&self, known: &'a Known) -> impl Iterator<Item = &'a str> + use<'a> {
-        let preferred = held(&self.preferred);
-        let named = known.urls.iter().take(known.named);
-        let first = preferred
-            .as_ref()
-            .and_then(|preferred| named.clone().position(|url| url == preferred))
-            .unwrap_or(0);
-        let last = known.urls.iter().skip(known.named);
-        let before = named.clone().take(first);
-        named
-            .skip(first)
-            .chain(before)
-            .chain(last)
-            .map(String::as_str)
     }
 
     fn prefer(&self, url: &str) {
@@ -284,7 +293,9 @@ impl Request {
             // Whatever an earlier try did has gone with the lease.
             Verdict::LeaseGone => DcsErrorKind::Conflict,
             _ if maybe_done => DcsErrorKind::Indeterminate,
-            Verdict::Refused | Verdict::StaleToken | Verdict::Foreign => DcsErrorKind::Refused,
+            Verdict::Refused | Verdict::StaleToken | Verdict::Stranger | Verdict::Foreign => {
+                DcsErrorKind::Refused
+            }
             Verdict::NotDone | Verdict::Unknown => DcsErrorKind::Unavailable,
         };
         let error = self.error(kind, problem);

@@ -56,6 +56,17 @@ impl Seen {
         Ok(())
     }
 
+    /// Returns whether a message is of another etcd than the one that all earlier answers came from.
+    pub(super) fn is_foreign(&self, header: &ResponseHeader) -> bool {
+        let floor = self.floor();
+        floor != Floor::default() && header.cluster_id() != floor.cluster
+    }
+
+    /// Returns whether nothing was seen yet, so that nobody is a stranger.
+    pub(super) fn is_new(&self) -> bool {
+        self.floor() == Floor::default()
+    }
+
     /// Checks an answer, if it says which state of etcd it comes from.
     ///
     /// # Errors

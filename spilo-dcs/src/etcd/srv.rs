@@ -1,6 +1,7 @@
 //! The endpoints of etcd, as service records in DNS name them.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -8,6 +9,8 @@ use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolverConfig};
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::RData;
+use hickory_resolver::proto::rr::rdata::SRV;
+use hickory_resolver::system_conf::read_system_conf;
 use serde::Deserialize;
 use tokio::time::{Instant, timeout};
 
@@ -16,13 +19,16 @@ use super::options::EtcdOptions;
 /// Where the endpoints of etcd stand in DNS.
 ///
 /// Asked for is `_etcd-client._tcp.<domain>`, whose records name the endpoints; where there is none
+/// `_etcd._tcp.<domain>`, which does the same; and where there is none of those either
 /// `_etcd-server._tcp.<domain>`, whose records name what the members of etcd speak to each other
-/// on: one of those is asked which clients' addresses its cluster has. With TLS it is
-/// `_etcd-client-ssl` and `_etcd-server-ssl`, and only these: nobody who forges an answer gets us to
-/// speak in the clear. A suffix is part of the service, as in `_etcd-client-<suffix>._tcp`.
+/// on: one of those is asked which clients' addresses its cluster has, and with TLS its certificate
+/// must be of the same authority. With TLS the services are `_etcd-client-ssl` and so on, and only
+/// these: nobody who forges an answer gets us to speak in the clear. A suffix is part of the
+/// service, as in `_etcd-client-<suffix>._tcp`.
 ///
 /// Records are asked for again when they have expired, but not more often than every second, at
-/// least every minute, and when an endpoint fails. As long as DNS names none, the last ones count.
+/// least every minute, and when an endpoint fails. As long as DNS names none, the last ones count;
+/// so do they until one of the new ones has answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EtcdSrv {
@@ -30,8 +36,8 @@ pub struct EtcdSrv {
     pub domain: String,
     /// What tells the services of several etcds in one domain apart.
     pub suffix: Option<String>,
-    /// Who is asked, instead of the name servers of the system; as a Consul on the same machine
-    /// may be.
+    /// Who is asked, instead of the name servers of the system, for the records and for the hosts
+    /// that they name; as a Consul on the same machine may be.
     pub name_servers: Vec<SocketAddr>,
 }
 
@@ -40,6 +46,8 @@ pub struct EtcdSrv {
 pub(super) struct Records {
     /// The endpoints as URLs, in the order in which they are asked; never empty.
     pub(super) urls: Vec<String>,
+    /// The addresses of their hosts, where the system's name servers do not count.
+    pub(super) addresses: Vec<(String, Vec<IpAddr>)>,
     pub(super) expire: Instant,
 }
 
@@ -76,26 +84,33 @@ impl EtcdSrv {
         let suffix = self.suffix.as_ref().map(|suffix| format!("-{suffix}"));
         let suffix = suffix.unwrap_or_default();
         let domain = self.domain.trim_end_matches('.');
-        format!("_etcd-{service}{tls}{suffix}._tcp.{domain}.")
+        format!("_etcd{service}{tls}{suffix}._tcp.{domain}.")
     }
 
-    fn resolver(&self) -> Result<TokioResolver, String> {
-        let runtime = TokioRuntimeProvider::default();
-        let mut builder = if self.name_servers.is_empty() {
-            TokioResolver::builder(runtime)
-                .map_err(|error| format!("the system's name servers cannot be read: {error}"))?
+    /// Returns a resolver for each name server: of several that are asked at once, one that answers
+    /// wrongly or not at all would outweigh the others.
+    fn resolvers(&self) -> Result<Vec<TokioResolver>, String> {
+        let servers = if self.name_servers.is_empty() {
+            let system = read_system_conf();
+            let (config, _) = system
+                .map_err(|error| format!("the system's name servers cannot be read: {error}"))?;
+            config.name_servers().to_vec()
         } else {
-            let servers = self.name_servers.iter().map(|&address| server(address));
-            let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
-            TokioResolver::builder_with_config(config, runtime)
+            self.name_servers.iter().copied().map(server).collect()
         };
-        let options = builder.options_mut();
-        // Asked once and thrown away: what is to be remembered stands elsewhere.
-        options.cache_size = 0;
-        options.timeout = ONE_ANSWER;
-        options.attempts = 2;
-        builder.build().map_err(|error| error.to_string())
+        servers.into_iter().map(resolver).collect()
     }
+}
+
+fn resolver(server: NameServerConfig) -> Result<TokioResolver, String> {
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    let options = builder.options_mut();
+    // Asked once and thrown away: what is to be remembered stands elsewhere.
+    options.cache_size = 0;
+    options.timeout = ONE_ANSWER;
+    options.attempts = 1;
+    builder.build().map_err(|error| error.to_string())
 }
 
 /// Asks DNS, and where it must a member of etcd, for the endpoints.
@@ -115,68 +130,133 @@ pub(super) async fn ask(options: &EtcdOptions) -> Result<Records, String> {
 }
 
 async fn ask_all(options: &EtcdOptions, srv: &EtcdSrv) -> Result<Records, String> {
-    let resolver = srv.resolver()?;
+    let resolvers = srv.resolvers()?;
     let tls = options.prefers_tls();
-    let clients = srv.name("client", tls);
-    let none = match services(&resolver, &clients).await? {
-        Ok((services, expire)) => {
-            let urls = services.iter().map(|service| service.url(tls)).collect();
-            return Ok(Records { urls, expire });
-        }
-        Err(none) => none,
-    };
-    let peers = srv.name("server", tls);
-    let (services, expire) = services(&resolver, &peers).await?.map_err(|also| {
-        let why = if tls { "" } else { WITHOUT_TLS };
-        format!("{none}; {also}{why}")
-    })?;
-    let http = http(options)?;
+    let name = |service| srv.name(service, tls);
+    let (clients, plain, servers) = (name("-client"), name(""), name("-server"));
+    // At once: a name server that does not answer would take its time for each.
+    let (clients, plain, servers) = tokio::join!(
+        services(&resolvers, &clients),
+        services(&resolvers, &plain),
+        services(&resolvers, &servers)
+    );
     let mut problems = Vec::new();
-    for service in services {
-        match members(&http, &service.url(tls), tls).await {
-            Ok(urls) => return Ok(Records { urls, expire }),
+    for found in [clients, plain] {
+        match found {
+            Ok((services, expire)) => {
+                let addresses = if srv.name_servers.is_empty() {
+                    Vec::new()
+                } else {
+                    addresses(&resolvers, &services).await
+                };
+                return Ok(Records {
+                    urls: services.iter().map(|service| service.url(tls)).collect(),
+                    addresses,
+                    expire,
+                });
+            }
             Err(problem) => problems.push(problem),
         }
+    }
+    match servers {
+        Ok((services, expire)) => {
+            let http = http(options, &addresses(&resolvers, &services).await)?;
+            for service in services {
+                match members(&http, &service.url(tls), tls).await {
+                    Ok(urls) => {
+                        return Ok(Records {
+                            urls,
+                            addresses: Vec::new(),
+                            expire,
+                        });
+                    }
+                    Err(problem) => problems.push(problem),
+                }
+            }
+        }
+        Err(problem) => problems.push(problem),
+    }
+    if !tls {
+        problems.push(WITHOUT_TLS.to_owned());
     }
     Err(problems.join("; "))
 }
 
-/// Asks for the records of one service. That there is none is an answer as well, in words.
+/// Asks one name server after another for the records of one service. One that knows them counts
+/// most, then one that knows that there are none.
 async fn services(
-    resolver: &TokioResolver,
+    resolvers: &[TokioResolver],
     name: &str,
-) -> Result<Result<(Vec<Service>, Instant), String>, String> {
-    let lookup = match resolver.srv_lookup(name).await {
-        Ok(lookup) => lookup,
-        Err(error) if error.is_no_records_found() => {
-            return Ok(Err(format!("{name} has no SRV record")));
+) -> Result<(Vec<Service>, Instant), String> {
+    let (mut none, mut wrong) = (None, None);
+    for resolver in resolvers {
+        let lookup = match resolver.srv_lookup(name).await {
+            Ok(lookup) => lookup,
+            Err(error) if error.is_no_records_found() => {
+                none = Some(format!("{name} has no SRV record"));
+                continue;
+            }
+            Err(error) => {
+                wrong = Some(format!("{name} cannot be looked up: {error}"));
+                continue;
+            }
+        };
+        let records = lookup
+            .answers()
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::SRV(record) => Service::read(record),
+                _ => None,
+            });
+        // By weight, and not by chance: all endpoints serve the same, and one is asked after
+        // another.
+        let services: BTreeSet<_> = records.take(MOST).collect();
+        if !services.is_empty() {
+            let services = services.into_iter().collect();
+            return Ok((services, lookup.valid_until().into()));
         }
-        Err(error) => return Err(format!("{name} cannot be looked up: {error}")),
-    };
-    let mut services: Vec<_> = lookup
-        .answers()
-        .iter()
-        .filter_map(|record| match &record.data {
-            // The root is nobody: "the service is decidedly not available" (RFC 2782).
-            RData::SRV(record) if !record.target.is_root() => Some(Service {
-                priority: record.priority,
-                weight: Reverse(record.weight),
-                target: record.target.to_ascii().trim_end_matches('.').to_owned(),
-                port: record.port,
-            }),
-            _ => None,
-        })
-        .collect();
-    if services.is_empty() {
-        return Ok(Err(format!("{name} says that nobody serves it")));
+        none = Some(format!("{name} names nobody who could be asked"));
     }
-    // By weight, and not by chance: all endpoints serve the same, and one is asked after another.
-    services.sort();
-    services.dedup();
-    Ok(Ok((services, lookup.valid_until().into())))
+    let why = none.or(wrong);
+    Err(why.unwrap_or_else(|| "the system has no name server".to_owned()))
+}
+
+/// Asks for the addresses of the hosts of services; what has none is left out.
+async fn addresses(
+    resolvers: &[TokioResolver],
+    services: &[Service],
+) -> Vec<(String, Vec<IpAddr>)> {
+    let mut found = Vec::new();
+    for service in services {
+        for resolver in resolvers {
+            if let Ok(lookup) = resolver.lookup_ip(format!("{}.", service.target)).await {
+                let addresses: Vec<IpAddr> = lookup.iter().collect();
+                if !addresses.is_empty() {
+                    found.push((service.target.clone(), addresses));
+                    break;
+                }
+            }
+        }
+    }
+    found
 }
 
 impl Service {
+    /// Takes a record, unless it names nobody: the root ("the service is decidedly not available",
+    /// RFC 2782), or what is no host.
+    fn read(record: &SRV) -> Option<Self> {
+        let target = record.target.to_ascii();
+        let service = Self {
+            priority: record.priority,
+            weight: Reverse(record.weight),
+            target: target.trim_end_matches('.').to_owned(),
+            port: record.port,
+        };
+        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let host = service.target.as_bytes();
+        (!host.is_empty() && host.iter().copied().all(is_host)).then_some(service)
+    }
+
     fn url(&self, tls: bool) -> String {
         let scheme = if tls { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.target, self.port)
@@ -203,12 +283,16 @@ fn client_urls(body: &[u8], tls: bool) -> Result<Vec<String>, String> {
     let members: Vec<Member> =
         serde_json::from_slice(body).map_err(|error| format!("is no list of members: {error}"))?;
     let scheme = if tls { "https://" } else { "http://" };
-    let mut urls = Vec::new();
-    for url in members.iter().flat_map(|member| &member.client_urls) {
-        let url = url.trim_end_matches('/');
-        if url.starts_with(scheme) && url.parse::<http::Uri>().is_ok() && !urls.contains(&url) {
-            urls.push(url);
-        }
+    let named = members.iter().flat_map(|member| &member.client_urls);
+    let urls: BTreeSet<&str> = named
+        .map(|url| url.trim_end_matches('/'))
+        .filter(|url| url.starts_with(scheme) && url.parse::<http::Uri>().is_ok())
+        .collect();
+    if urls.len() > MOST {
+        return Err(format!(
+            "its members serve clients on {} addresses",
+            urls.len()
+        ));
     }
     if urls.is_empty() {
         return Err(format!("no member serves clients on {scheme}…"));
@@ -216,8 +300,16 @@ fn client_urls(body: &[u8], tls: bool) -> Result<Vec<String>, String> {
     Ok(urls.into_iter().map(str::to_owned).collect())
 }
 
-fn http(options: &EtcdOptions) -> Result<reqwest::Client, String> {
-    let builder = reqwest::Client::builder()
+fn http(
+    options: &EtcdOptions,
+    addresses: &[(String, Vec<IpAddr>)],
+) -> Result<reqwest::Client, String> {
+    let mut builder = reqwest::Client::builder();
+    for (host, addresses) in addresses {
+        let addresses: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect();
+        builder = builder.resolve_to_addrs(host, &addresses);
+    }
+    let builder = builder
         .timeout(ONE_ANSWER)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
@@ -250,7 +342,7 @@ fn server(address: SocketAddr) -> NameServerConfig {
     NameServerConfig::new(ip, false, connections.into())
 }
 
-const WITHOUT_TLS: &str = "; without a CA certificate the names with -ssl are not asked for";
+const WITHOUT_TLS: &str = "without a CA certificate the names with -ssl are not asked for";
 
 /// How soon DNS is asked again.
 pub(super) const SHORTEST: Duration = Duration::from_secs(1);
@@ -262,7 +354,10 @@ pub(super) const LONGEST: Duration = Duration::from_secs(60);
 const ONE_ANSWER: Duration = Duration::from_secs(2);
 
 /// How long all of it may take.
-const ALL: Duration = Duration::from_secs(10);
+pub(super) const ALL: Duration = Duration::from_secs(10);
+
+/// How many endpoints there may be.
+const MOST: usize = 100;
 
 /// What the list of members may weigh; three members take half a kibibyte.
 const LARGEST: usize = 1 << 20;
@@ -275,12 +370,12 @@ mod tests {
     fn services_are_named_as_etcd_and_patroni_name_them() {
         let mut srv = EtcdSrv::new("db.example.org.");
         assert_eq!(
-            srv.name("client", false),
+            srv.name("-client", false),
             "_etcd-client._tcp.db.example.org."
         );
         srv.suffix = Some("blue".to_owned());
         assert_eq!(
-            srv.name("server", true),
+            srv.name("-server", true),
             "_etcd-server-ssl-blue._tcp.db.example.org."
         );
     }

@@ -11,6 +11,7 @@ use super::Etcd;
 use super::documents::revision;
 use super::lane::{Effect, held};
 use super::lease::Unchecked;
+use super::seen::Seen;
 use crate::keys::Keys;
 use crate::place::Place;
 
@@ -39,7 +40,12 @@ impl Etcd {
             },
         };
         match watch
-            .next(&self.keys, since, self.connector.request_timeout())
+            .next(
+                &self.keys,
+                &self.seen,
+                since,
+                self.connector.request_timeout(),
+            )
             .await
         {
             Ok(watch) => *held(&self.watch) = Some(watch),
@@ -76,13 +82,14 @@ impl Watch {
     async fn next(
         mut self,
         keys: &Keys,
+        seen: &Seen,
         since: Revision,
         patience: Duration,
     ) -> Result<Self, String> {
         let told = self.told;
         if told <= since {
-            self.advance(keys, since, patience).await?;
-        } else if let Ok(result) = timeout(PAUSE, self.advance(keys, told, patience)).await {
+            self.advance(keys, seen, since, patience).await?;
+        } else if let Ok(result) = timeout(PAUSE, self.advance(keys, seen, told, patience)).await {
             result?;
         }
         // In the second case the caller was told before and has not seen it yet: its read is under
@@ -94,6 +101,7 @@ impl Watch {
     async fn advance(
         &mut self,
         keys: &Keys,
+        seen: &Seen,
         after: Revision,
         patience: Duration,
     ) -> Result<(), String> {
@@ -116,6 +124,12 @@ impl Watch {
                 .ok_or_else(|| "the stream ended".to_owned())?;
             if message.canceled() {
                 return Err(format!("cancelled: {}", message.cancel_reason()));
+            }
+            if message
+                .header()
+                .is_some_and(|header| seen.is_foreign(header))
+            {
+                return Err("it belongs to another etcd cluster".to_owned());
             }
             self.told = self.told.max(newest(keys, &message));
         }

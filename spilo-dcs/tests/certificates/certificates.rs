@@ -16,8 +16,7 @@ pub(crate) fn authority(directory: &Path, name: &str) {
 
 /// Makes `NAME.crt` and `NAME.key` of a server and client, by the authority `ca`.
 pub(crate) fn certificate(directory: &Path, name: &str) {
-    let extensions =
-        "subjectAltName=IP:127.0.0.1,DNS:localhost\nextendedKeyUsage=serverAuth,clientAuth\n";
+    let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost,DNS:etcd.spilo.test\nextendedKeyUsage=serverAuth,clientAuth\n";
     std::fs::write(directory.join("extensions"), extensions).unwrap();
     openssl(
         directory,

@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use spilo_core::dcs::DcsErrorKind;
+use bytes::Bytes;
+use spilo_core::dcs::{DcsErrorKind, Expect, Key};
 use spilo_core::{Dcs as _, MemberName, Scope};
 use spilo_dcs::etcd::EtcdSrv;
 use spilo_dcs::{Etcd, EtcdOptions};
@@ -66,6 +67,11 @@ async fn records_that_lead_nowhere_leave_the_endpoint_that_answers() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         etcd.read().await.unwrap();
     }
+    let shown = format!("{etcd:?}");
+    assert!(
+        shown.contains(&format!(":{}", nobody[1])),
+        "it was told of: {shown}"
+    );
 }
 
 #[tokio::test]
@@ -123,7 +129,7 @@ async fn what_is_not_in_dns_is_named_and_found_as_soon_as_it_is() {
 #[tokio::test]
 async fn endpoints_that_are_named_count_until_dns_names_others() {
     let cluster = EtcdCluster::start(1).await;
-    let dns = Dns::start(&[]);
+    let mut dns = Dns::start(&[]);
     let mut options = dns.options();
     options.endpoints = cluster.endpoints();
     let etcd = Etcd::new(options).unwrap();
@@ -131,6 +137,50 @@ async fn endpoints_that_are_named_count_until_dns_names_others() {
         etcd.read().await.unwrap();
         tokio::time::sleep(Duration::from_millis(600)).await;
     }
+    let port = ports(&cluster.endpoints())[0];
+    dns.restart(&[("client", port)]);
+    let named = format!("endpoints: [\"http://{HOST}:{port}\"]");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !format!("{etcd:?}").contains(&named) {
+        assert!(Instant::now() < deadline, "{etcd:?} without {named}");
+        etcd.read().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Records that lead to another etcd, of which nothing is to be believed.
+#[tokio::test]
+async fn another_etcd_in_the_records_is_passed_over() {
+    let (mut cluster, strangers) = (EtcdCluster::start(3).await, EtcdCluster::start(1).await);
+    let own = ports(&cluster.endpoints());
+    let stranger = ports(&strangers.endpoints())[0];
+    let mut dns = Dns::start(&[("client", own[0]), ("client", own[1])]);
+    let etcd = Etcd::new(dns.options()).unwrap();
+    let me = MemberName::new("a").unwrap();
+    let lease = etcd.acquire(&me, Duration::from_secs(30)).await.unwrap();
+    dns.restart(&[("client", stranger)]);
+    for round in 0..8 {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if round == 4 {
+            // The stream of renewals breaks, and where it is opened anew the lease is unknown.
+            cluster.kill(0);
+        }
+        etcd.renew(&lease).await.unwrap();
+        assert!(etcd.read().await.unwrap().leader.is_some());
+        etcd.put(Key::Status, Bytes::new(), Expect::Leader(lease.epoch))
+            .await
+            .unwrap();
+    }
+    let shown = format!("{etcd:?}");
+    assert!(
+        shown.contains(&format!(":{stranger}")),
+        "it was told of: {shown}"
+    );
+    assert_eq!(
+        strangers.ctl(&["get", "--prefix", "/"]),
+        "",
+        "and told nothing"
+    );
 }
 
 #[cfg(feature = "tls")]
@@ -185,9 +235,13 @@ impl Dns {
         for (service, port) in records {
             writeln!(
                 config,
-                "srv-host=_etcd-{service}._tcp.{DOMAIN},localhost,{port}"
+                "srv-host=_etcd-{service}._tcp.{DOMAIN},{HOST},{port}"
             )
             .unwrap();
+        }
+        // Which this server alone knows, and not even it when there is no such domain.
+        if !records.is_empty() {
+            writeln!(config, "host-record={HOST},127.0.0.1").unwrap();
         }
         let file = self.directory.path().join("dns.conf");
         std::fs::write(&file, config).unwrap();
@@ -255,3 +309,4 @@ fn ports(urls: &[String]) -> Vec<u16> {
 }
 
 const DOMAIN: &str = "spilo.test";
+const HOST: &str = "etcd.spilo.test";

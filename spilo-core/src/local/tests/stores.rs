@@ -75,6 +75,10 @@ fn etcd_is_found_in_dns_as_patroni_finds_it() {
              \"dns.example.org\"",
         ),
         (
+            json!({"srv": "example.org", "srv_suffix": "a.b"}),
+            "etcd3.srv_suffix: must be at most 40 letters, digits and hyphens, found \"a.b\"",
+        ),
+        (
             json!({"srv": "example.org", "protocol": "https"}),
             "etcd3.cacert: is missing, and https needs it: the authorities of the system are not \
              asked",
