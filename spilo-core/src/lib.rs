@@ -11,6 +11,7 @@
 
 #[cfg(feature = "agent")]
 pub mod agent;
+pub mod backup;
 pub mod cluster;
 
 pub mod config;
@@ -30,6 +31,8 @@ pub mod mutant;
 mod mutant;
 pub mod peer;
 pub mod pg;
+pub mod replica;
+pub mod segment;
 #[cfg(feature = "sim")]
 pub mod sim;
 pub mod status;
@@ -44,6 +47,7 @@ pub use async_trait::async_trait;
 #[doc(no_inline)]
 pub use bytes::Bytes;
 
+pub use backup::{BackupError, BackupStore};
 pub use cluster::{Cluster, Member};
 pub use config::DynamicConfig;
 pub use dcs::{Dcs, DcsError};

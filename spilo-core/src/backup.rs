@@ -1,0 +1,162 @@
+//! Base backups, and the store that has them.
+
+use std::fmt;
+use std::path::Path;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::SystemId;
+use crate::pg::Progress;
+use crate::segment::SegmentSize;
+use crate::wal::{Lsn, Timeline, WalPosition};
+
+/// Where base backups and archived log are, and how they come back.
+///
+/// # Contract
+/// - [`backups`](Self::backups) names whole backups only: one whose making was interrupted is none.
+///   What the store cannot read is left out and logged; one bad record hides no other.
+/// - [`restore`](Self::restore) gives the very bytes that were backed up, or an error. It writes
+///   nowhere but into the directory; what it leaves there after an error is not to be started.
+/// - All of it may be called at the same time, and from several nodes.
+#[async_trait]
+pub trait BackupStore: Send + Sync + fmt::Debug {
+    /// Returns the backups that are whole, in no order.
+    ///
+    /// # Errors
+    /// The store did not answer, or not with a list.
+    ///
+    /// # Cancellation
+    /// Safe.
+    async fn backups(&self) -> Result<Vec<BackupInfo>, BackupError>;
+
+    /// Unpacks a backup into an empty directory.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such backup (any more), `Refused` when the directory is not
+    /// empty, `Damaged` when the bytes are not those that were backed up.
+    ///
+    /// # Cancellation
+    /// Dropping the future ends it and whatever it started; the directory is then half full.
+    async fn restore(
+        &self,
+        backup: &BackupName,
+        into: &Path,
+        progress: Progress,
+    ) -> Result<(), BackupError>;
+
+    /// Returns the `restore_command` with which a server fetches archived log, if the store has any.
+    fn restore_command(&self) -> Option<String>;
+}
+
+/// The name of a backup in its store.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BackupName(pub String);
+
+/// What a store knows of one backup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct BackupInfo {
+    /// Its name.
+    pub name: BackupName,
+    /// The cluster that it is of, where the store says so.
+    pub system: Option<SystemId>,
+    /// The timeline that it was made on.
+    pub timeline: Timeline,
+    /// Where replay begins.
+    pub start: Lsn,
+    /// Where a server made from it may be used first; where its making ended.
+    pub stop: Lsn,
+    /// What it takes unpacked, in bytes.
+    pub size: u64,
+    /// How large the files of the cluster's log are.
+    pub segment_size: SegmentSize,
+}
+
+/// A request to a backup store that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{store}: cannot {action}: {problem}")]
+pub struct BackupError {
+    store: &'static str,
+    action: String,
+    problem: String,
+    kind: BackupErrorKind,
+    #[source]
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// What the caller of a failed request may conclude.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum BackupErrorKind {
+    /// Trying again may help.
+    Unavailable,
+    /// What was asked for is not there.
+    NotFound,
+    /// What came back is not what was stored.
+    Damaged,
+    /// It is there already, with other bytes, and is left as it is.
+    Conflict,
+    /// Trying again does not help until somebody mends the cause.
+    Refused,
+}
+
+impl BackupInfo {
+    /// Creates what is always known; segments are of 16 MiB.
+    pub fn new(name: BackupName, start: WalPosition, stop: Lsn, size: u64) -> Self {
+        Self {
+            name,
+            system: None,
+            timeline: start.timeline,
+            start: start.lsn,
+            stop,
+            size,
+            segment_size: SegmentSize::DEFAULT,
+        }
+    }
+
+    /// Returns where its making ended.
+    pub fn stopped_at(&self) -> WalPosition {
+        WalPosition {
+            timeline: self.timeline,
+            lsn: self.stop,
+        }
+    }
+}
+
+impl BackupError {
+    /// Creates an error of `store`, which was about to `action` (in the infinitive).
+    pub fn new(
+        store: &'static str,
+        kind: BackupErrorKind,
+        action: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
+        Self {
+            store,
+            action: action.into(),
+            problem: problem.into(),
+            kind,
+            source: None,
+        }
+    }
+
+    /// Keeps the error that caused this one.
+    #[must_use]
+    pub fn because(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Box::new(source));
+        self
+    }
+
+    /// Returns what the caller may conclude.
+    pub fn kind(&self) -> BackupErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for BackupName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
