@@ -35,21 +35,28 @@ impl Addresses {
         held(&self.0).insert(host, told);
     }
 
-    /// Returns an address of a host on which somebody takes connections.
+    /// Returns the address to connect to instead of a host's name: one on which somebody takes
+    /// connections, where the system's name servers do not count or do not answer; `None` where the
+    /// name can be used as it is.
     ///
     /// # Errors
-    /// Why there is none; nothing was sent to anybody.
+    /// Why the host cannot be reached; nothing was sent to anybody.
     ///
     /// # Cancellation
     /// Safe.
-    pub(super) async fn reach(
+    pub(super) async fn instead(
         &self,
         host: &str,
         port: u16,
         time: Duration,
-    ) -> io::Result<SocketAddr> {
+    ) -> io::Result<Option<SocketAddr>> {
         let deadline = Instant::now() + time;
-        let addresses = self.of(host, port, Instant::now() + time / 3).await?;
+        let Some(addresses) = self
+            .remembered(host, port, Instant::now() + time / 2)
+            .await?
+        else {
+            return Ok(None);
+        };
         let mut last = None;
         let count = addresses.len();
         for (n, ip) in addresses.into_iter().enumerate() {
@@ -58,28 +65,32 @@ impl Addresses {
             let address = SocketAddr::new(ip, port);
             let tried = timeout_at(Instant::now() + share, TcpStream::connect(address)).await;
             match tried.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(_) => return Ok(address),
+                Ok(_) => return Ok(Some(address)),
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| io::Error::other(format!("{host} has no address"))))
     }
 
-    async fn of(&self, host: &str, port: u16, deadline: Instant) -> io::Result<Vec<IpAddr>> {
+    /// Resolves a name, and returns what it led to before if that fails; `None` if it does not.
+    async fn remembered(
+        &self,
+        host: &str,
+        port: u16,
+        deadline: Instant,
+    ) -> io::Result<Option<Vec<IpAddr>>> {
         let known = held(&self.0).get(host).cloned();
         if let Some(known) = known.as_ref().filter(|known| known.told) {
-            return Ok(known.addresses.clone());
+            return Ok(Some(known.addresses.clone()));
         }
-        let found = timeout_at(deadline, lookup_host((host, port))).await;
-        let problem = match found {
+        let problem = match timeout_at(deadline, lookup_host((host, port))).await {
             Ok(Ok(found)) => {
-                let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
                 let found = Known {
-                    addresses: addresses.clone(),
+                    addresses: found.map(|address| address.ip()).collect(),
                     told: false,
                 };
                 held(&self.0).insert(host.to_owned(), found);
-                return Ok(addresses);
+                return Ok(None);
             }
             Ok(Err(error)) => error,
             Err(_) => io::Error::new(io::ErrorKind::TimedOut, "the name is not resolved in time"),
@@ -87,7 +98,7 @@ impl Addresses {
         match known {
             Some(known) => {
                 tracing::debug!(host, %problem, "a name leads where it led before");
-                Ok(known.addresses)
+                Ok(Some(known.addresses))
             }
             None => Err(problem),
         }
@@ -106,28 +117,28 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let addresses = Addresses::default();
         let name = "etcd.spilo.invalid";
-        addresses.reach(name, port, TIME).await.unwrap_err();
+        addresses.instead(name, port, TIME).await.unwrap_err();
         let before = Known {
             // One that nobody listens on first: the next is tried.
             addresses: vec!["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()],
             told: false,
         };
         held(&addresses.0).insert(name.to_owned(), before);
-        let reached = addresses.reach(name, port, TIME).await.unwrap();
-        assert_eq!(reached, listener.local_addr().unwrap());
+        let address = addresses.instead(name, port, TIME).await.unwrap();
+        assert_eq!(address, listener.local_addr().ok());
     }
 
     #[tokio::test]
-    async fn a_name_that_is_resolved_anew_leads_there() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
+    async fn a_name_that_is_resolved_is_used_as_it_is_and_remembered_anew() {
         let addresses = Addresses::default();
         let old = Known {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             told: false,
         };
         held(&addresses.0).insert("localhost".to_owned(), old);
-        let reached = addresses.reach("localhost", port, TIME).await.unwrap();
-        assert_eq!(reached, listener.local_addr().unwrap());
+        let instead = addresses.instead("localhost", 1, TIME).await.unwrap();
+        assert_eq!(instead, None);
+        let known = held(&addresses.0)["localhost"].addresses.clone();
+        assert!(known.iter().all(IpAddr::is_loopback), "{known:?}");
     }
 }

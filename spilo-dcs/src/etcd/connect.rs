@@ -99,9 +99,11 @@ impl Connector {
             // is known to have done nothing where it does not.
             let scheme = uri.scheme_str().unwrap_or("http");
             let port = uri.port_u16().unwrap_or(PORT);
-            let reached = self.addresses.reach(host, port, timeout / 2).await;
-            let address = reached.map_err(Error::IoError)?;
-            (format!("{scheme}://{address}"), Some(host))
+            let instead = self.addresses.instead(host, port, timeout / 2).await;
+            match instead.map_err(Error::IoError)? {
+                Some(address) => (format!("{scheme}://{address}"), Some(host)),
+                None => (url.to_owned(), None),
+            }
         };
         match Client::connect([&url], Some(self.connect_options(true, host, timeout)?)).await {
             // Authentication may be switched on later, so a user is no error before.
