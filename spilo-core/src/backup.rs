@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::SystemId;
 use crate::pg::Progress;
 use crate::segment::SegmentSize;
-use crate::wal::{Lsn, Timeline, WalPosition};
+use crate::wal::WalPosition;
 
 /// Where base backups and archived log are, and how they come back.
 ///
@@ -60,16 +60,16 @@ pub struct BackupName(pub String);
 pub struct BackupInfo {
     /// Its name.
     pub name: BackupName,
-    /// The cluster that it is of, where the store says so.
+    /// The cluster that it is of, where the store says so. Where it does not, the control file of
+    /// what was restored does, and is compared before a server is started from it.
     pub system: Option<SystemId>,
-    /// The timeline that it was made on.
-    pub timeline: Timeline,
     /// Where replay begins.
-    pub start: Lsn,
-    /// Where a server made from it may be used first; where its making ended.
-    pub stop: Lsn,
-    /// What it takes unpacked, in bytes.
-    pub size: u64,
+    pub start: WalPosition,
+    /// Where a server made from it may be used first; where its making ended, which may be on a
+    /// later timeline if it was made from a standby.
+    pub stop: WalPosition,
+    /// What it takes unpacked, in bytes, where the store says so.
+    pub size: Option<u64>,
     /// How large the files of the cluster's log are.
     pub segment_size: SegmentSize,
 }
@@ -104,23 +104,14 @@ pub enum BackupErrorKind {
 
 impl BackupInfo {
     /// Creates what is always known; segments are of 16 MiB.
-    pub fn new(name: BackupName, start: WalPosition, stop: Lsn, size: u64) -> Self {
+    pub fn new(name: BackupName, start: WalPosition, stop: WalPosition) -> Self {
         Self {
             name,
             system: None,
-            timeline: start.timeline,
-            start: start.lsn,
+            start,
             stop,
-            size,
+            size: None,
             segment_size: SegmentSize::DEFAULT,
-        }
-    }
-
-    /// Returns where its making ended.
-    pub fn stopped_at(&self) -> WalPosition {
-        WalPosition {
-            timeline: self.timeline,
-            lsn: self.stop,
         }
     }
 }

@@ -54,13 +54,14 @@ pub struct Usable<'a> {
 }
 
 /// What decides between the newest backup and a copy of the source.
-pub trait Strategy {
+pub trait Strategy: Send + Sync + fmt::Debug {
     /// Returns whether to take the backup, and why.
     fn restores(&self, usable: Usable<'_>) -> (bool, String);
 }
 
 /// The backup is taken while the log since it is less than both of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Thresholds {
     /// A number of bytes; 10 GiB by default.
@@ -97,7 +98,7 @@ pub fn choose_method(
     for backup in backups {
         if let Err(why) = source.may_use(backup) {
             refused = Some(why);
-        } else if newest.is_none_or(|newest| newest.stop < backup.stop) {
+        } else if newest.is_none_or(|newest| newest.along() < backup.along()) {
             newest = Some(backup);
         }
     }
@@ -117,7 +118,7 @@ pub fn choose_method(
     };
     let usable = Usable {
         backup,
-        wal: source.position.bytes_past(backup.start),
+        wal: source.position.bytes_past(backup.start.lsn),
     };
     let (restores, reason) = strategy.restores(usable);
     let method = if restores {
@@ -138,26 +139,35 @@ impl Source<'_> {
                 self.system
             ));
         }
-        if backup.start > backup.stop {
-            return Err(format!("{name} ends at {} before it begins", backup.stop));
+        let (start, stop) = (backup.start, backup.stop);
+        if start.lsn > stop.lsn {
+            return Err(format!("{name} ends at {stop} before it begins"));
         }
-        let stopped = backup.stopped_at();
-        if !self.history.contains(stopped) {
-            return Err(format!(
-                "{name} ends at {stopped}, which is not in the history of the source's timeline {}",
-                self.history.timeline()
-            ));
+        for (does, position) in [("begins", start), ("ends", stop)] {
+            if !self.history.contains(position) {
+                return Err(format!(
+                    "{name} {does} at {position}, which is not in the history of the source's \
+                     timeline {}",
+                    self.history.timeline()
+                ));
+            }
         }
         let at = WalPosition {
             timeline: self.history.timeline(),
             lsn: self.position,
         };
-        if backup.stop > self.position {
-            return Err(format!(
-                "{name} ends at {stopped}, and the source is at {at}"
-            ));
+        if stop.lsn > self.position {
+            return Err(format!("{name} ends at {stop}, and the source is at {at}"));
         }
         Ok(())
+    }
+}
+
+impl BackupInfo {
+    /// Returns how far along a history it is that has all of it; what is replayed from a later
+    /// beginning on is less.
+    fn along(&self) -> (Lsn, Lsn) {
+        (self.start.lsn, self.stop.lsn)
     }
 }
 
@@ -173,11 +183,17 @@ impl Default for Thresholds {
 impl Strategy for Thresholds {
     fn restores(&self, usable: Usable<'_>) -> (bool, String) {
         let Usable { backup, wal } = usable;
-        let share = u128::from(backup.size) * u128::from(self.backup_percent) / 100;
+        let Some(size) = backup.size else {
+            return (
+                false,
+                format!("the store does not say how large {} is", backup.name),
+            );
+        };
+        let share = u128::from(size) * u128::from(self.backup_percent) / 100;
         let share = u64::try_from(share).unwrap_or(u64::MAX);
         let (name, percent) = (&backup.name, self.backup_percent);
         let since = format!("{} of log since {name} began", Bytes(wal));
-        let size = Bytes(backup.size);
+        let size = Bytes(size);
         if wal >= self.wal {
             let limit = Bytes(self.wal);
             return (
@@ -210,16 +226,22 @@ impl Throughput {
 impl Strategy for Throughput {
     fn restores(&self, usable: Usable<'_>) -> (bool, String) {
         let Usable { backup, wal } = usable;
+        let Some(size) = backup.size else {
+            return (
+                false,
+                format!("the store does not say how large {} is", backup.name),
+            );
+        };
         let seconds = |bytes: u64, per_second: u64| bytes.div_ceil(per_second.max(1));
         // The copy has about the size that the backup had, and what was written since.
-        let clone = seconds(backup.size.saturating_add(wal), self.clone);
-        let fetch = seconds(backup.size, self.fetch);
+        let clone = seconds(size.saturating_add(wal), self.clone);
+        let fetch = seconds(size, self.fetch);
         let replay = seconds(wal, self.replay);
         let restore = fetch.saturating_add(replay);
         let reason = format!(
             "{restore} s from {} ({fetch} s to fetch {}, {replay} s to replay {}), {clone} s as a copy",
             backup.name,
-            Bytes(backup.size),
+            Bytes(size),
             Bytes(wal)
         );
         (restore < clone, reason)
@@ -255,13 +277,14 @@ mod tests {
     }
 
     fn backup(name: &str, timeline: u32, start: u64) -> BackupInfo {
-        let at = WalPosition {
+        let at = |lsn| WalPosition {
             timeline: Timeline(timeline),
-            lsn: Lsn(start),
+            lsn: Lsn(lsn),
         };
-        let mut backup =
-            BackupInfo::new(BackupName(name.to_owned()), at, Lsn(start + GIB), 100 * GIB);
+        let name = BackupName(name.to_owned());
+        let mut backup = BackupInfo::new(name, at(start), at(start + GIB));
         backup.system = Some(SystemId(7));
+        backup.size = Some(100 * GIB);
         backup
     }
 
@@ -283,7 +306,7 @@ mod tests {
     fn f37_both_thresholds_must_hold_and_the_reason_has_the_numbers() {
         let size = |size| {
             let mut backup = backup("b", 3, 50 * GIB);
-            backup.size = size;
+            backup.size = Some(size);
             [backup]
         };
         for (bytes, since, method, reason) in [
@@ -329,16 +352,18 @@ mod tests {
                 history: &history,
                 position: Lsn(began + GIB),
             };
-            struct Told(std::cell::Cell<u64>);
+            #[derive(Debug)]
+            struct Told(std::sync::atomic::AtomicU64);
             impl Strategy for Told {
                 fn restores(&self, usable: Usable<'_>) -> (bool, String) {
-                    self.0.set(usable.wal);
+                    self.0
+                        .store(usable.wal, std::sync::atomic::Ordering::Relaxed);
                     (true, String::new())
                 }
             }
-            let told = Told(std::cell::Cell::new(0));
+            let told = Told(std::sync::atomic::AtomicU64::new(0));
             choose_method(&backups, source, &told);
-            assert_eq!(told.0.get(), GIB);
+            assert_eq!(told.0.into_inner(), GIB);
         }
     }
 
@@ -359,7 +384,13 @@ mod tests {
         let mut foreign = backup("b", 3, 45 * GIB);
         foreign.system = Some(SystemId(8));
         let mut backwards = backup("b", 3, 45 * GIB);
-        backwards.stop = Lsn(44 * GIB);
+        backwards.stop.lsn = Lsn(44 * GIB);
+        // Made from a standby that followed others onto their timeline.
+        let mut crossed = backup("b", 2, 30 * GIB);
+        crossed.stop = WalPosition {
+            timeline: Timeline(4),
+            lsn: Lsn(32 * GIB),
+        };
         for (backup, reason) in [
             (foreign, "b is of the cluster 8, and the source of 7"),
             (
@@ -369,14 +400,18 @@ mod tests {
             ),
             (
                 backup("b", 4, 30 * GIB),
-                "b ends at 7/C0000000 on timeline 4, which is not in the history of the source's \
+                "b begins at 7/80000000 on timeline 4, which is not in the history of the source's \
                  timeline 3",
             ),
             (
                 backup("b", 3, 60 * GIB),
                 "b ends at F/40000000 on timeline 3, and the source is at D/0 on timeline 3",
             ),
-            (backwards, "b ends at B/0 before it begins"),
+            (backwards, "b ends at B/0 on timeline 3 before it begins"),
+            (
+                crossed,
+                "b ends at 8/0 on timeline 4, which is not in the history of the source's timeline 3",
+            ),
         ] {
             let choice = chosen(&[backup], 52 * GIB);
             assert_eq!(choice.method, Method::Clone);
@@ -385,7 +420,15 @@ mod tests {
         assert_eq!(chosen(&[], 52 * GIB).reason, "the store has no backup");
         let two = [backup("a", 4, 30 * GIB), backup("b", 4, 30 * GIB)];
         let reason = chosen(&two, 52 * GIB).reason;
-        assert!(reason.starts_with("none of 2 backups can be used; one of them: b ends"));
+        assert!(reason.starts_with("none of 2 backups can be used; one of them: b begins"));
+    }
+
+    #[test]
+    fn of_backups_that_overlap_the_one_that_began_last_leaves_least_to_replay() {
+        let mut long = backup("long", 3, 41 * GIB);
+        long.stop.lsn = Lsn(50 * GIB);
+        let backups = [backup("late", 3, 48 * GIB), long];
+        assert_eq!(chosen(&backups, 52 * GIB).method, restored("late"));
     }
 
     #[test]

@@ -69,7 +69,8 @@ impl SegmentSize {
         self.0
     }
 
-    /// Returns the file that holds the byte at `lsn`.
+    /// Returns the file that holds the byte at `lsn`. What ends at `lsn` ends in the file before it
+    /// where `lsn` is a boundary.
     pub fn segment_at(self, timeline: Timeline, lsn: Lsn) -> SegmentName {
         let low = |number: u64| u32::try_from(number & 0xFFFF_FFFF).unwrap_or(u32::MAX);
         SegmentName {
@@ -136,7 +137,9 @@ impl FromStr for SegmentName {
                 high: part(8..16)?,
                 nth: part(16..24)?,
             };
-            (text.len() == 24 && name.timeline.0 > 0).then_some(name)
+            // The smallest files are 1 MiB, of which 4 GiB have 4096.
+            let is_one = name.timeline.0 > 0 && name.nth < 0x1000;
+            (text.len() == 24 && is_one).then_some(name)
         };
         parse().ok_or_else(|| BadSegmentName(text.to_owned()))
     }
@@ -208,7 +211,7 @@ mod tests {
         }
     }
 
-    /// As PostgreSQL's `pg_walfile_name` has it, for segments of each size.
+    /// As PostgreSQL's `pg_walfile_name` has it from version 17 on, for segments of each size.
     #[test]
     fn f37_names_are_those_of_postgresql_for_every_segment_size() {
         for (bytes, lsn, name) in [
@@ -269,6 +272,7 @@ mod tests {
             "0000000100000000000000031",
             "+00000010000000000000003",
             "00000001000000000000000G",
+            "000000010000000000001000",
             "000000010000000000000003.part",
             "000000010000000000000003.00000028.backup.lzo",
             "000000010000000000000003.28.backup",

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
@@ -14,7 +14,7 @@ use super::lane::held;
 /// The addresses of hosts, remembered: names that cannot be resolved for a while lead where they
 /// led before.
 #[derive(Debug, Default)]
-pub(super) struct Addresses(Mutex<HashMap<String, Known>>);
+pub(super) struct Addresses(Arc<Mutex<HashMap<String, Known>>>);
 
 #[derive(Clone, Debug)]
 struct Known {
@@ -65,11 +65,21 @@ impl Addresses {
             let address = SocketAddr::new(ip, port);
             let tried = timeout_at(Instant::now() + share, TcpStream::connect(address)).await;
             match tried.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-                Ok(_) => return Ok(Some(address)),
+                Ok(_) => {
+                    self.use_last(host, ip);
+                    return Ok(Some(address));
+                }
                 Err(error) => last = Some(error),
             }
         }
         Err(last.unwrap_or_else(|| io::Error::other(format!("{host} has no address"))))
+    }
+
+    /// Puts an address behind the others of its host: whoever comes again found nothing good there.
+    fn use_last(&self, host: &str, used: IpAddr) {
+        if let Some(known) = held(&self.0).get_mut(host) {
+            known.addresses.sort_by_key(|ip| *ip == used);
+        }
     }
 
     /// Resolves a name, and returns what it led to before if that fails; `None` if it does not.
@@ -83,16 +93,26 @@ impl Addresses {
         if let Some(known) = known.as_ref().filter(|known| known.told) {
             return Ok(Some(known.addresses.clone()));
         }
-        let problem = match timeout_at(deadline, lookup_host((host, port))).await {
-            Ok(Ok(found)) => {
-                let found = Known {
-                    addresses: found.map(|address| address.ip()).collect(),
-                    told: false,
-                };
-                held(&self.0).insert(host.to_owned(), found);
-                return Ok(None);
-            }
-            Ok(Err(error)) => error,
+        // In a task of its own: an answer that comes too late for us is there for the next one.
+        let (told, name) = (Arc::clone(&self.0), host.to_owned());
+        let lookup = tokio::spawn(async move {
+            let found = lookup_host((name.as_str(), port)).await?;
+            let found = Known {
+                addresses: found.map(|address| address.ip()).collect(),
+                told: false,
+            };
+            held(&told).insert(name, found);
+            io::Result::Ok(())
+        });
+        // Where something is known, it is not waited for long.
+        let deadline = match &known {
+            Some(_) => deadline.min(Instant::now() + PATIENCE),
+            None => deadline,
+        };
+        let problem = match timeout_at(deadline, lookup).await {
+            Ok(Ok(Ok(()))) => return Ok(None),
+            Ok(Ok(Err(error))) => error,
+            Ok(Err(panic)) => io::Error::other(panic),
             Err(_) => io::Error::new(io::ErrorKind::TimedOut, "the name is not resolved in time"),
         };
         match known {
@@ -104,6 +124,9 @@ impl Addresses {
         }
     }
 }
+
+/// How long a name is looked up whose addresses are known.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[cfg(feature = "tls")]
 use etcd_client::{Certificate, Identity, TlsOptions};
@@ -90,6 +90,7 @@ impl Connector {
 
     /// Creates a client, and logs in where there is a user; otherwise nothing is sent yet.
     pub(super) async fn connect(&self, url: &str, timeout: Duration) -> Result<Client, Error> {
+        let deadline = Instant::now() + timeout;
         let uri: http::Uri = url.parse().map_err(Error::InvalidUri)?;
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
         let (url, host) = if host.parse::<IpAddr>().is_ok() {
@@ -98,13 +99,16 @@ impl Connector {
             // Resolved here, so that a name which cannot be resolved now still leads somewhere, and
             // is known to have done nothing where it does not.
             let scheme = uri.scheme_str().unwrap_or("http");
-            let port = uri.port_u16().unwrap_or(PORT);
-            let instead = self.addresses.instead(host, port, timeout / 2).await;
+            let port = uri
+                .port_u16()
+                .unwrap_or(if scheme == "https" { 443 } else { 80 });
+            let instead = self.addresses.instead(host, port, timeout * 3 / 4).await;
             match instead.map_err(Error::IoError)? {
                 Some(address) => (format!("{scheme}://{address}"), Some(host)),
                 None => (url.to_owned(), None),
             }
         };
+        let timeout = deadline.saturating_duration_since(Instant::now());
         match Client::connect([&url], Some(self.connect_options(true, host, timeout)?)).await {
             // Authentication may be switched on later, so a user is no error before.
             Err(error) if failure::auth_is_off(&error) => {
@@ -173,6 +177,3 @@ fn read(path: &std::path::Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path)
         .map_err(|error| Error::InvalidArgs(format!("cannot read {}: {error}", path.display())))
 }
-
-/// The port that etcd serves clients on.
-const PORT: u16 = 2379;

@@ -56,6 +56,8 @@ struct Now {
     /// When it was asked last.
     asked: Option<Instant>,
     task: Option<JoinHandle<()>>,
+    /// The last endpoint that answered.
+    answered: Option<String>,
     /// An endpoint failed since DNS was asked.
     failed: bool,
     /// When those that are named now were sent somebody who may probe.
@@ -199,6 +201,7 @@ impl Now {
             due: Instant::now(),
             asked: None,
             task: None,
+            answered: None,
             failed: false,
             probed: None,
             problem: None,
@@ -241,12 +244,18 @@ impl Now {
         if named != records.urls {
             let urls = records.urls.join(", ");
             tracing::info!(urls, "DNS names other endpoints of etcd");
-            self.known = Known::new(records.urls, &self.known.urls);
+            let mut before = self.known.urls.to_vec();
+            // The one that is sure to be good is the last to be forgotten.
+            before.sort_by_key(|url| Some(url) != self.answered.as_ref());
+            self.known = Known::new(records.urls, &before);
             self.probed = None;
         }
     }
 
     fn answered(&mut self, url: &str) {
+        if self.answered.as_deref() != Some(url) {
+            self.answered = Some(url.to_owned());
+        }
         let (named, last) = self.known.urls.split_at(self.known.named);
         if !last.is_empty() && named.iter().any(|named| named == url) {
             self.known = Known::new(named.to_vec(), &[]);
@@ -347,10 +356,10 @@ mod tests {
         assert_eq!(now.known, known(&["a", "b"], 2));
         now.answered("b");
         now.take(records(&["c", "d"], at), at);
-        now.take(records(&["e", "b"], at), at);
-        assert_eq!(now.known, known(&["e", "b", "c", "d", "a"], 2));
+        assert_eq!(now.known, known(&["c", "d", "b", "a"], 2));
         now.answered("a");
-        assert_eq!(now.known, known(&["e", "b", "c", "d", "a"], 2));
+        now.take(records(&["e", "b"], at), at);
+        assert_eq!(now.known, known(&["e", "b", "a", "c", "d"], 2));
         now.answered("e");
         assert_eq!(now.known, known(&["e", "b"], 2));
     }

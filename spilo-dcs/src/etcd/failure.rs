@@ -16,9 +16,9 @@ pub(super) enum Verdict {
     Refused,
     /// It was not done, because our token is not valid (any more).
     StaleToken,
-    /// It was not sent, because the endpoint belongs to another etcd than the one that all earlier
-    /// answers came from.
-    Stranger,
+    /// It was not sent, and this endpoint will not take it: it belongs to another etcd, or does not
+    /// let us in. Another endpoint may do it.
+    NotHere,
     /// It was done or refused by another etcd than the one that all earlier answers came from.
     Foreign,
     /// It was not done, because its lease does not exist.
@@ -41,7 +41,9 @@ pub(super) fn judge(error: &Error) -> Verdict {
 pub(super) fn judge_connecting(error: &Error) -> Verdict {
     match (error, judge(error)) {
         // Only a wrong configuration (a certificate that is none) fails before connecting.
-        (Error::TransportError(_), _) | (_, Verdict::Refused) => Verdict::Refused,
+        (Error::TransportError(_), _) => Verdict::Refused,
+        (Error::GRpcStatus(_), Verdict::Refused) => Verdict::NotHere,
+        (_, Verdict::Refused) => Verdict::Refused,
         _ => Verdict::NotDone,
     }
 }
@@ -75,7 +77,9 @@ fn judge_status(status: &Status) -> Verdict {
     }
     match status.message() {
         // Said before the request is looked at.
-        "etcdserver: no leader" | "etcdserver: too many requests" => return Verdict::NotDone,
+        "etcdserver: no leader"
+        | "etcdserver: too many requests"
+        | "etcdserver: rpc not supported for learner" => return Verdict::NotDone,
         "etcdserver: requested lease not found" => return Verdict::LeaseGone,
         "etcdserver: invalid auth token"
         | "etcdserver: user name is empty"
@@ -183,7 +187,7 @@ mod tests {
                 Code::InvalidArgument,
                 "etcdserver: authentication failed, invalid user ID or password"
             )),
-            Verdict::Refused
+            Verdict::NotHere
         );
     }
 }

@@ -101,7 +101,7 @@ impl Lane {
         let known = known.map_err(|problem| request.error(DcsErrorKind::Unavailable, problem))?;
         self.forget_others(&known);
         let mut maybe_done = false;
-        let mut only_strangers = true;
+        let mut only_not_here = true;
         let mut last = None;
         let preferred = held(&self.preferred).clone();
         for (n, url) in known.in_order(preferred.as_deref()).enumerate() {
@@ -114,12 +114,13 @@ impl Lane {
             let untried = u32::try_from(known.urls.len() - n)
                 .unwrap_or(u32::MAX)
                 .min(3);
-            let share = if request.effect == Effect::Once {
-                left
-            } else {
-                left / untried
+            let share = left / untried;
+            let times = match request.effect {
+                // As long as nothing is sent, another endpoint may do it; after that, none may.
+                Effect::Once => (share, left),
+                Effect::Read | Effect::Repeatable => (share, share),
             };
-            let failed = match self.attempt(url, share, &send).await {
+            let failed = match self.attempt(url, times, &send).await {
                 Ok(answer) => {
                     self.prefer(url);
                     return Ok(answer);
@@ -135,18 +136,18 @@ impl Lane {
             let stop = match verdict {
                 Verdict::Refused | Verdict::StaleToken | Verdict::LeaseGone => true,
                 Verdict::Unknown | Verdict::Foreign => request.effect == Effect::Once,
-                Verdict::NotDone | Verdict::Stranger => false,
+                Verdict::NotDone | Verdict::NotHere => false,
             };
-            only_strangers &= verdict == Verdict::Stranger;
+            only_not_here &= verdict == Verdict::NotHere;
             last = Some(failed);
             if stop {
                 break;
             }
         }
-        if let Some(last) = last.as_mut().filter(|_| !only_strangers) {
+        if let Some(last) = last.as_mut().filter(|_| !only_not_here) {
             // Another endpoint may do it soon.
             last.verdict = match last.verdict {
-                Verdict::Stranger => Verdict::NotDone,
+                Verdict::NotHere => Verdict::NotDone,
                 verdict => verdict,
             };
         }
@@ -157,13 +158,14 @@ impl Lane {
     async fn attempt<'a, T: Answer>(
         &'a self,
         url: &str,
-        time: Duration,
+        (connecting, all): (Duration, Duration),
         send: &(impl Fn(Client) -> Sent<'a, T> + Sync),
     ) -> Result<T, Failed> {
-        let deadline = Instant::now() + time;
-        match self.attempt_once(url, deadline, time, send).await {
+        let deadline = Instant::now() + all;
+        match self.attempt_once(url, connecting, deadline, send).await {
             Err(failed) if failed.verdict == Verdict::StaleToken => {
-                self.attempt_once(url, deadline, time, send).await
+                let connecting = connecting.min(deadline.saturating_duration_since(Instant::now()));
+                self.attempt_once(url, connecting, deadline, send).await
             }
             result => result,
         }
@@ -172,21 +174,32 @@ impl Lane {
     async fn attempt_once<'a, T: Answer>(
         &'a self,
         url: &str,
+        connecting: Duration,
         deadline: Instant,
-        time: Duration,
         send: &(impl Fn(Client) -> Sent<'a, T> + Sync),
     ) -> Result<T, Failed> {
-        let connected = tokio::time::timeout_at(deadline, self.client(url, time)).await;
+        let connected = tokio::time::timeout(connecting, self.client(url, connecting)).await;
         let client = match connected {
             Ok(Ok(client)) => client,
             Ok(Err(failed)) => return Err(failed),
-            Err(_) => return Err(silent(url, Verdict::NotDone, time)),
+            Err(_) => return Err(silent(url, Verdict::NotDone, connecting)),
         };
         let floor = self.seen.floor();
+        let time = deadline.saturating_duration_since(Instant::now());
         let answer = match tokio::time::timeout_at(deadline, send(client)).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                let verdict = judge(&error);
+                let mut verdict = judge(&error);
+                if verdict == Verdict::LeaseGone {
+                    // A kept client connects again by itself, to whoever is there by now, and who
+                    // knows no lease of ours may know none because of that.
+                    let asked = tokio::time::timeout_at(deadline, Box::pin(self.check_kept(url)));
+                    verdict = match asked.await {
+                        Ok(Ok(())) => Verdict::LeaseGone,
+                        Ok(Err(failed)) if failed.verdict == Verdict::NotHere => Verdict::Foreign,
+                        _ => Verdict::Unknown,
+                    };
+                }
                 if verdict != Verdict::LeaseGone {
                     held(&self.clients).remove(url);
                 }
@@ -220,21 +233,35 @@ impl Lane {
         // On the heap: it takes 16 KiB, which no renewal should carry along.
         let connected = Box::pin(self.connector.connect(url, time)).await;
         let client = connected.map_err(|error| failed(url, judge_connecting(&error), error))?;
-        if !self.seen.is_new() {
-            // Before anything is sent that another etcd might do, or answer for leases that are not
-            // its own.
-            let asked = Box::pin(self.connector.who(&client)).await;
-            let header = asked.map_err(|error| failed(url, judge_connecting(&error), error))?;
-            if header.is_some_and(|header| self.seen.is_foreign(&header)) {
-                return Err(Failed {
-                    verdict: Verdict::Stranger,
-                    problem: format!("{url}: it belongs to another etcd cluster"),
-                    source: None,
-                });
-            }
-        }
+        // Before a request is sent that another etcd might do.
+        Box::pin(self.check_who(url, &client)).await?;
         held(&self.clients).insert(url.to_owned(), client.clone());
         Ok(client)
+    }
+
+    async fn check_kept(&self, url: &str) -> Result<(), Failed> {
+        let kept = held(&self.clients).get(url).cloned();
+        match kept {
+            Some(client) => self.check_who(url, &client).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Checks that the etcd at the other end is the one that all earlier answers came from.
+    async fn check_who(&self, url: &str, client: &Client) -> Result<(), Failed> {
+        if self.seen.is_new() {
+            return Ok(());
+        }
+        let asked = self.connector.who(client).await;
+        let header = asked.map_err(|error| failed(url, judge_connecting(&error), error))?;
+        if header.is_some_and(|header| self.seen.is_foreign(&header)) {
+            return Err(Failed {
+                verdict: Verdict::NotHere,
+                problem: format!("{url}: it belongs to another etcd cluster"),
+                source: None,
+            });
+        }
+        Ok(())
     }
 
     fn prefer(&self, url: &str) {
@@ -293,7 +320,7 @@ impl Request {
             // Whatever an earlier try did has gone with the lease.
             Verdict::LeaseGone => DcsErrorKind::Conflict,
             _ if maybe_done => DcsErrorKind::Indeterminate,
-            Verdict::Refused | Verdict::StaleToken | Verdict::Stranger | Verdict::Foreign => {
+            Verdict::Refused | Verdict::StaleToken | Verdict::NotHere | Verdict::Foreign => {
                 DcsErrorKind::Refused
             }
             Verdict::NotDone | Verdict::Unknown => DcsErrorKind::Unavailable,

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use etcd_client::{
     Client, Compare, CompareOp, Error, KeyValue, LeaseGrantOptions, LeaseGrantResponse,
-    LeaseKeepAliveStream, LeaseKeeper, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutOptions,
-    ResponseHeader, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    LeaseKeepAliveStream, LeaseKeeper, LeaseTimeToLiveResponse, PutOptions, ResponseHeader, Txn,
+    TxnOp, TxnOpResponse, TxnResponse,
 };
 use spilo_core::dcs::{DcsErrorKind, Key, LeaderRecord, Lease, LeaseSecret};
 use spilo_core::{DcsError, Epoch, MemberName};
@@ -49,6 +49,9 @@ pub(super) struct Secret {
 
 /// What an answer is when its state of etcd does not matter.
 pub(super) struct Unchecked<T>(pub(super) T);
+
+/// What an answer is of which only the etcd matters that it comes from.
+struct Of<T>(Option<ResponseHeader>, T);
 
 impl Etcd {
     pub(super) async fn acquire_lock(
@@ -197,7 +200,7 @@ impl Etcd {
         };
         let leader = self.keys.leader();
         let (key, epoch) = (leader.as_str(), holder.epoch);
-        let Unchecked(lease) = self
+        let Of(_, lease) = self
             .read_lane
             .call(&request, |client| {
                 Box::pin(look_up_at(client, key, epoch, id))
@@ -219,10 +222,13 @@ impl Etcd {
 
     /// Ends a lease; one that does not exist has ended.
     pub(super) async fn revoke(&self, request: &Request, id: i64) -> Result<(), DcsError> {
-        let revoked: Result<Unchecked<LeaseRevokeResponse>, _> = self
+        let revoked: Result<Of<()>, _> = self
             .lease_lane
             .call(request, |client| {
-                Box::pin(async move { client.lease_client().revoke(id).await.map(Unchecked) })
+                Box::pin(async move {
+                    let mut answer = client.lease_client().revoke(id).await?;
+                    Ok(Of(answer.take_header(), ()))
+                })
             })
             .await;
         match revoked {
@@ -436,6 +442,16 @@ impl Secret {
     }
 }
 
+impl<T> Answer for Of<T> {
+    fn header(&self) -> Option<&ResponseHeader> {
+        self.0.as_ref()
+    }
+
+    fn is_of_keys(&self) -> bool {
+        false
+    }
+}
+
 impl<T> Answer for Unchecked<T> {
     fn header(&self) -> Option<&ResponseHeader> {
         None
@@ -456,14 +472,14 @@ async fn look_up_at(
     key: &str,
     epoch: Epoch,
     id: i64,
-) -> Result<Unchecked<Option<LeaseTimeToLiveResponse>>, Error> {
-    let read = client.kv_client().get(key, None).await?;
+) -> Result<Of<Option<LeaseTimeToLiveResponse>>, Error> {
+    let mut read = client.kv_client().get(key, None).await?;
     let applied = read.header().map_or(0, |header| header.revision());
     if revision(applied).0 < epoch.0 {
-        return Ok(Unchecked(None));
+        return Ok(Of(read.take_header(), None));
     }
     let lease = client.lease_client().time_to_live(id, None).await?;
-    Ok(Unchecked(Some(lease)))
+    Ok(Of(read.take_header(), Some(lease)))
 }
 
 /// Returns the key that a refused transaction read, if it is as wanted.

@@ -1,7 +1,7 @@
 //! The endpoints of etcd, as service records in DNS name them.
 
 use std::cmp::Reverse;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use hickory_resolver::proto::rr::RData;
 use hickory_resolver::proto::rr::rdata::SRV;
 use hickory_resolver::system_conf::read_system_conf;
 use serde::Deserialize;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use super::options::EtcdOptions;
@@ -109,7 +110,8 @@ fn resolver(server: NameServerConfig) -> Result<TokioResolver, String> {
     // Asked once and thrown away: what is to be remembered stands elsewhere.
     options.cache_size = 0;
     options.timeout = ONE_ANSWER;
-    options.attempts = 1;
+    // How often it is asked again.
+    options.attempts = 0;
     builder.build().map_err(|error| error.to_string())
 }
 
@@ -182,22 +184,31 @@ async fn ask_all(options: &EtcdOptions, srv: &EtcdSrv) -> Result<Records, String
     Err(problems.join("; "))
 }
 
-/// Asks one name server after another for the records of one service. One that knows them counts
-/// most, then one that knows that there are none.
+/// Asks all name servers for the records of one service. One that knows them counts most, then one
+/// that knows that there are none.
 async fn services(
     resolvers: &[TokioResolver],
     name: &str,
 ) -> Result<(Vec<Service>, Instant), String> {
     let (mut none, mut wrong) = (None, None);
+    let mut asked = JoinSet::new();
     for resolver in resolvers {
-        let lookup = match resolver.srv_lookup(name).await {
-            Ok(lookup) => lookup,
-            Err(error) if error.is_no_records_found() => {
+        let (resolver, name) = (resolver.clone(), name.to_owned());
+        asked.spawn(async move { resolver.srv_lookup(name).await });
+    }
+    while let Some(answer) = asked.join_next().await {
+        let lookup = match answer {
+            Ok(Ok(lookup)) => lookup,
+            Ok(Err(error)) if error.is_no_records_found() => {
                 none = Some(format!("{name} has no SRV record"));
                 continue;
             }
-            Err(error) => {
+            Ok(Err(error)) => {
                 wrong = Some(format!("{name} cannot be looked up: {error}"));
+                continue;
+            }
+            Err(panic) => {
+                wrong = Some(format!("{name} cannot be looked up: {panic}"));
                 continue;
             }
         };
@@ -221,24 +232,33 @@ async fn services(
     Err(why.unwrap_or_else(|| "the system has no name server".to_owned()))
 }
 
-/// Asks for the addresses of the hosts of services; what has none is left out.
+/// Asks all name servers for the addresses of the hosts of services, of all at once; what has none
+/// is left out.
 async fn addresses(
     resolvers: &[TokioResolver],
     services: &[Service],
 ) -> Vec<(String, Vec<IpAddr>)> {
-    let mut found = Vec::new();
+    let mut asked = JoinSet::new();
     for service in services {
         for resolver in resolvers {
-            if let Ok(lookup) = resolver.lookup_ip(format!("{}.", service.target)).await {
+            let (resolver, target) = (resolver.clone(), service.target.clone());
+            asked.spawn(async move {
+                let lookup = resolver.lookup_ip(format!("{target}.")).await.ok()?;
                 let addresses: Vec<IpAddr> = lookup.iter().collect();
-                if !addresses.is_empty() {
-                    found.push((service.target.clone(), addresses));
-                    break;
-                }
-            }
+                (!addresses.is_empty()).then_some((target, addresses))
+            });
         }
     }
-    found
+    let mut found: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    let hosts: BTreeSet<_> = services.iter().map(|service| &service.target).collect();
+    while found.len() < hosts.len()
+        && let Some(answer) = asked.join_next().await
+    {
+        if let Ok(Some((host, addresses))) = answer {
+            found.entry(host).or_insert(addresses);
+        }
+    }
+    found.into_iter().collect()
 }
 
 impl Service {
