@@ -413,6 +413,6 @@ const LIMIT: Duration = Duration::from_millis(1450);
 /// How long one answer of the server may take; its own statement timeout is just below.
 pub(crate) const ANSWER: Duration = Duration::from_millis(1000);
 const SHORT_ANSWER: Duration = Duration::from_millis(300);
-/// A connection that was made once says nothing of whether clients can still connect. Making one is
-/// the dearest of what an idle node does: a password is hashed thousands of times for it.
-const CONNECT_EVERY: Duration = Duration::from_secs(60);
+/// A connection that was made once says nothing of whether clients can still connect, and goes on
+/// answering when the postmaster is frozen: this bounds how long that goes unseen.
+const CONNECT_EVERY: Duration = Duration::from_secs(20);
