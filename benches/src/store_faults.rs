@@ -219,7 +219,7 @@ impl StorePlan {
         }
         if self.fault == StoreFault::DomainGone && !told_of_denial(cluster)? {
             run.violations
-                .push("no agent was told that the domain is denied".to_owned());
+                .push("not every agent was told that the domain is denied".to_owned());
         }
         match self.fault {
             StoreFault::AllGoneStandbyDead => {

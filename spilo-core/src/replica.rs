@@ -48,6 +48,8 @@ pub struct Choice {
 pub struct Usable<'a> {
     /// The backup.
     pub backup: &'a BackupInfo,
+    /// What it takes unpacked, in bytes.
+    pub size: u64,
     /// How much log there is to replay, in bytes: from where the backup began to where the source
     /// is.
     pub wal: u64,
@@ -116,8 +118,16 @@ pub fn choose_method(
             reason,
         };
     };
+    let Some(size) = backup.size else {
+        let reason = format!("the store does not say how large {} is", backup.name);
+        return Choice {
+            method: Method::Clone,
+            reason,
+        };
+    };
     let usable = Usable {
         backup,
+        size,
         wal: source.position.bytes_past(backup.start.lsn),
     };
     let (restores, reason) = strategy.restores(usable);
@@ -182,13 +192,7 @@ impl Default for Thresholds {
 
 impl Strategy for Thresholds {
     fn restores(&self, usable: Usable<'_>) -> (bool, String) {
-        let Usable { backup, wal } = usable;
-        let Some(size) = backup.size else {
-            return (
-                false,
-                format!("the store does not say how large {} is", backup.name),
-            );
-        };
+        let Usable { backup, size, wal } = usable;
         let share = u128::from(size) * u128::from(self.backup_percent) / 100;
         let share = u64::try_from(share).unwrap_or(u64::MAX);
         let (name, percent) = (&backup.name, self.backup_percent);
@@ -225,13 +229,7 @@ impl Throughput {
 
 impl Strategy for Throughput {
     fn restores(&self, usable: Usable<'_>) -> (bool, String) {
-        let Usable { backup, wal } = usable;
-        let Some(size) = backup.size else {
-            return (
-                false,
-                format!("the store does not say how large {} is", backup.name),
-            );
-        };
+        let Usable { backup, size, wal } = usable;
         let seconds = |bytes: u64, per_second: u64| bytes.div_ceil(per_second.max(1));
         // The copy has about the size that the backup had, and what was written since.
         let clone = seconds(size.saturating_add(wal), self.clone);
@@ -418,6 +416,10 @@ mod tests {
             assert_eq!(choice.reason, reason);
         }
         assert_eq!(chosen(&[], 52 * GIB).reason, "the store has no backup");
+        let mut unknown = backup("b", 3, 50 * GIB);
+        unknown.size = None;
+        let choice = chosen(&[unknown], 52 * GIB);
+        assert_eq!(choice.reason, "the store does not say how large b is");
         let two = [backup("a", 4, 30 * GIB), backup("b", 4, 30 * GIB)];
         let reason = chosen(&two, 52 * GIB).reason;
         assert!(reason.starts_with("none of 2 backups can be used; one of them: b begins"));
@@ -435,7 +437,11 @@ mod tests {
     fn estimated_times_decide_where_they_are_known() {
         let rule = Throughput::new(100 << 20, 400 << 20, 50 << 20);
         let b = backup("b", 3, 50 * GIB);
-        let usable = |wal| Usable { backup: &b, wal };
+        let usable = |wal| Usable {
+            backup: &b,
+            size: 100 * GIB,
+            wal,
+        };
         let (restores, reason) = rule.restores(usable(10 * GIB));
         assert!(restores, "{reason}");
         assert_eq!(

@@ -1,7 +1,5 @@
 //! Answers that no Consul gives: each is named, and nothing is concluded from it.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,20 +7,11 @@ use spilo_core::dcs::{Dcs as _, DcsErrorKind, Expect, Key, Lease, LeaseSecret};
 use spilo_core::{Epoch, MemberName, Scope};
 use spilo_dcs::{Consul, ConsulOptions};
 
-/// Answers every request with the same bytes, and returns a handle that asks there.
-fn always(answer: Vec<u8>) -> Consul {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = [0; 4096];
-            // Whoever has gone away is answered as well.
-            if stream.read(&mut request).is_ok() {
-                stream.write_all(&answer).ok();
-            }
-        }
-    });
+use crate::stranger::always;
+
+/// Returns a handle that asks where every request is answered with the same bytes.
+fn answered(answer: Vec<u8>) -> Consul {
+    let address = always(answer);
     let scope = Scope::new("demo").unwrap();
     let mut options = ConsulOptions::new(scope, format!("http://{address}"));
     options.request_timeout = Duration::from_secs(5);
@@ -91,7 +80,7 @@ async fn what_is_no_snapshot_is_an_error_that_says_what_was_wrong() {
             "500 Internal Server Error: rpc error: EOF",
         ),
     ] {
-        let error = always(answer).read().await.unwrap_err();
+        let error = answered(answer).read().await.unwrap_err();
         assert_eq!(error.kind(), DcsErrorKind::Unavailable, "{error}");
         assert!(error.to_string().contains(problem), "{problem}: {error}");
     }
@@ -105,7 +94,7 @@ async fn a_layout_of_others_is_no_cluster_of_ours() {
         {"Key":"service/demo/lock","Value":"YQ==","ModifyIndex":7,"Session":"s"},
         {"Key":"service/demo/config","Value":"e30=","ModifyIndex":7}
     ]"#;
-    let seen = always(indexed(keys)).read().await.unwrap();
+    let seen = answered(indexed(keys)).read().await.unwrap();
     assert_eq!(seen.leader, None);
     assert!(seen.members.is_empty());
     assert_eq!(seen.documents.len(), 1, "only what is ours");
@@ -125,7 +114,7 @@ async fn an_answer_that_nobody_understands_leaves_a_write_in_doubt() {
         http("502 Bad Gateway", "<html>"),
         b"SSH-2.0-OpenSSH_9.2\r\n".to_vec(),
     ] {
-        let consul = always(answer.clone());
+        let consul = answered(answer.clone());
         let text = String::from_utf8_lossy(&answer).into_owned();
         let put = consul
             .put(Key::Config, Bytes::new(), Expect::Anything)
@@ -144,7 +133,7 @@ async fn an_answer_that_nobody_understands_leaves_a_write_in_doubt() {
         );
     }
     // The status of a transaction that was not done, and nothing that says so.
-    let consul = always(http("409 Conflict", "no"));
+    let consul = answered(http("409 Conflict", "no"));
     let put = consul
         .put(Key::Config, Bytes::new(), Expect::Anything)
         .await;

@@ -1,8 +1,7 @@
 //! Answers that no etcd gives, and values that no spilo writes: each is named, and nothing is
 //! concluded from it.
 
-use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,22 +10,7 @@ use spilo_core::{Dcs as _, MemberName, Scope};
 use spilo_dcs::{Etcd, EtcdOptions};
 
 use crate::server::EtcdCluster;
-
-/// Answers every connection with the same bytes once something was sent, and hangs up.
-fn always(answer: &'static [u8]) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            // Whoever has gone away is answered as well.
-            if stream.read(&mut [0; 4096]).is_ok() {
-                stream.write_all(answer).ok();
-            }
-        }
-    });
-    address
-}
+use crate::stranger::always;
 
 fn asking(endpoints: &[SocketAddr]) -> Etcd {
     let scope = Scope::new("demo").unwrap();
@@ -56,7 +40,7 @@ async fn what_does_not_speak_etcds_protocol_is_named_and_answers_nothing() {
         REFUSED_CONNECTION,
     ] {
         let text = String::from_utf8_lossy(answer);
-        let address = always(answer);
+        let address = always(answer.to_vec());
         let etcd = asking(&[address]);
         let error = etcd.read().await.unwrap_err();
         assert_eq!(error.kind(), DcsErrorKind::Unavailable, "{text}: {error}");
@@ -82,7 +66,7 @@ async fn what_does_not_speak_etcds_protocol_is_named_and_answers_nothing() {
 async fn beside_one_that_is_none_the_other_endpoint_is_used() {
     let cluster = EtcdCluster::start(1).await;
     let address = cluster.endpoints()[0].replace("http://", "");
-    let stranger = always(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let stranger = always(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec());
     let etcd = asking(&[stranger, address.parse().unwrap()]);
     for _ in 0..3 {
         etcd.read().await.unwrap();

@@ -17,6 +17,8 @@ mod ports;
 mod server;
 #[cfg(feature = "srv")]
 mod srv;
+#[path = "../stranger/stranger.rs"]
+mod stranger;
 #[cfg(feature = "tls")]
 mod tls;
 

@@ -1,8 +1,6 @@
 //! Answers that no ZooKeeper gives, and values that no spilo writes: each is named, and nothing is
 //! concluded from it.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpListener;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,22 +10,7 @@ use spilo_dcs::ZooKeeper;
 use zookeeper_client::{Acls, CreateMode};
 
 use crate::server::{ZooKeeperServer, options};
-
-/// Answers every connection with the same bytes once something was sent, and hangs up.
-fn always(answer: &'static [u8]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            // Whoever has gone away is answered as well.
-            if stream.read(&mut [0; 4096]).is_ok() {
-                stream.write_all(answer).ok();
-            }
-        }
-    });
-    address.to_string()
-}
+use crate::stranger::always;
 
 fn asking(host: &str) -> ZooKeeper {
     let mut options = options([host.to_owned()]);
@@ -55,7 +38,7 @@ async fn what_does_not_speak_zookeepers_protocol_answers_nothing() {
         UNASKED,
     ] {
         let text = String::from_utf8_lossy(answer);
-        let zookeeper = asking(&always(answer));
+        let zookeeper = asking(&always(answer.to_vec()).to_string());
         let error = zookeeper.read().await.unwrap_err();
         assert_eq!(error.kind(), DcsErrorKind::Unavailable, "{text}: {error}");
         assert!(error.to_string().contains("read the cluster"), "{error}");
