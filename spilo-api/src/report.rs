@@ -207,6 +207,7 @@ impl Report {
             "reason": status.decision.1,
             "write": self.is_writable(),
             "cannot_write": self.cannot_write(),
+            "waits_ms": millis(status.waits_until.since(self.now)),
             "lease": lease,
             "fence": status.fence,
             "weaknesses": status.weaknesses,

@@ -21,6 +21,7 @@ use crate::machine::{Exit, LeaseRequest};
 use crate::mutant::{Mutant, planted};
 use crate::pg::{PgOp, Upstream};
 
+pub(crate) use race::waits_until;
 pub use rule::Rule;
 pub use view::View;
 

@@ -89,6 +89,8 @@ mutants! {
     OldLookTrusted,
     /// A standby whose guard keeps a permission counts as nobody who may begin to write.
     LeftOrderForgotten,
+    /// A hand-over begins although no candidate may take the lock yet.
+    CandidateNotAwaited,
     /// A snapshot from the past is taken.
     StaleSnapshot,
     /// Writes begin before the store has the record of the holding.

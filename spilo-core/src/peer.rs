@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,10 @@ pub struct PeerStatus {
     /// Whether it says that it holds the lock, and its server is down or a standby, so that it
     /// cannot be writing: the answer of a spilo node (`spilo.write` is false).
     pub cannot_write: bool,
+    /// For how long from now on it takes no lock, whatever happens, because it promised so or may
+    /// have: the answer of a spilo node (`spilo.waits_ms`). Nothing, if it may take it at once.
+    #[serde(default)]
+    pub waits: Duration,
 }
 
 /// A primary's question for consent.

@@ -46,6 +46,9 @@ pub struct Status {
     pub may_become_primary: bool,
     /// Whether it stays primary by consent of the members, without the store.
     pub failsafe_active: bool,
+    /// Until when it takes no lock, because it promised so to a primary that lives by consent, or
+    /// may have done so before it started. Most often past.
+    pub waits_until: NodeTime,
     /// What it decided last: the rule and why.
     pub decision: (&'static str, String),
     /// When the machine last took a step; a node that does not step is not alive.
@@ -129,6 +132,7 @@ impl Status {
             no_failover: false,
             streaming: running.is_some_and(streams),
             cannot_write: self.cannot_write(),
+            waits: self.waits_until.since(self.at),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Reading another member's status document.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value};
 use spilo_core::config::{boolean, whole};
 use spilo_core::peer::PeerStatus;
@@ -52,6 +54,10 @@ pub(super) fn read(body: &[u8]) -> Result<PeerStatus, String> {
         no_failover: no_failover(&map),
         streaming: map.get("replication_state").and_then(Value::as_str) == Some("streaming"),
         cannot_write,
+        waits: object(&map, "spilo")
+            .and_then(|own| own.get("waits_ms")?.as_u64())
+            .map(Duration::from_millis)
+            .unwrap_or_default(),
     })
 }
 

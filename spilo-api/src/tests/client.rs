@@ -81,6 +81,7 @@ async fn spilo_nodes_understand_each_other() {
         no_failover: false,
         streaming: false,
         cannot_write: false,
+        waits: Duration::ZERO,
     };
     for (case, status, expected) in [
         (
@@ -385,7 +386,7 @@ async fn a_hostile_answer_is_an_error() {
 #[tokio::test]
 async fn odd_values_in_a_status_are_left_out() {
     let status = ask(&json!({
-        "role": "replica", "timeline": -5, "tags": "x", "patroni": [], "spilo": {"cannot_write": 1},
+        "role": "replica", "timeline": -5, "tags": "x", "patroni": [], "spilo": {"cannot_write": 1, "waits_ms": "x"},
         "xlog": {"received_location": -1, "replayed_location": "zz", "location": {}},
     }))
     .await;
@@ -398,6 +399,7 @@ async fn odd_values_in_a_status_are_left_out() {
         no_failover: false,
         streaming: false,
         cannot_write: false,
+        waits: Duration::ZERO,
     };
     assert_eq!(status, expected);
 }

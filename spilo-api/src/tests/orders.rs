@@ -14,6 +14,7 @@ fn good(position: Option<u64>) -> PeerStatus {
         no_failover: false,
         streaming: true,
         cannot_write: true,
+        waits: Duration::ZERO,
     }
 }
 

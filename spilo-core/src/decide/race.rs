@@ -12,6 +12,7 @@ use crate::machine::lease::Proof;
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
 use crate::pg::{PgOp, PgOpKind, Running, Server};
+use crate::time::NodeTime;
 use crate::wal::{Lsn, WalPosition};
 
 pub(super) fn decide(view: &View<'_>) -> Decision {
@@ -84,7 +85,7 @@ fn start(view: &View<'_>) -> Option<Decision> {
 /// Returns why this node must not take the lock now, whatever its position.
 pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     let facts = view.facts;
-    let cluster = view.cluster()?;
+    view.cluster()?;
     if let Some((_, text)) = &facts.store_failing {
         return Some(Decision::wait(Rule::StoreSilent, text.clone()));
     }
@@ -109,19 +110,11 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     let predecessor = view.predecessor()?;
     // A store that says nothing is a new cluster's to a node without data. To one with data it is
     // a store that was wiped, and whoever led may be writing still.
-    let has_data = view.control().is_some_and(|control| !control.provisional);
+    let has_data = has_data(view);
     let new = predecessor.proof == Some(Proof::NewCluster) && !has_data;
-    // Whoever turned the failsafe mode off cannot have told those who are cut off from the store.
-    let list = cluster.failsafe.as_ref();
-    let may_have_promised = match list {
-        Some(list) => list.keys().any(|name| *name != view.me.name),
-        // Nobody lives by consent before there is a cluster with data.
-        None => view.config().failsafe_mode || (has_data && may_be_failsafe(view)),
-    };
-    let age = view.now().since(facts.started);
-    let longest = predecessor.ttl.unwrap_or_default().max(view.config().ttl);
-    if !new && may_have_promised && age < longest {
-        let left = longest.saturating_sub(age);
+    let until = forgotten_until(view).filter(|until| !new && view.now() < *until);
+    if let Some(until) = until {
+        let left = until.since(view.now());
         let why = format!("for {left:?}, in case a promise was forgotten");
         return Some(Decision::wait(Rule::JustStarted, why));
     }
@@ -143,6 +136,29 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     }
     let stopped = waited.ok().flatten().is_some_and(Proof::ends_consent);
     unlisted(view, stopped)
+}
+
+/// Until when this node takes no lock, whatever happens to the one who has it.
+pub(crate) fn waits_until(view: &View<'_>) -> Option<NodeTime> {
+    let promised = view.facts.promise.as_ref().map(|promise| promise.until);
+    promised.max(forgotten_until(view))
+}
+
+/// Until when a promise holds that this node may have given before it started, if it may have.
+fn forgotten_until(view: &View<'_>) -> Option<NodeTime> {
+    // Whoever turned the failsafe mode off cannot have told those who are cut off from the store.
+    let may_have_promised = match &view.cluster()?.failsafe {
+        Some(list) => list.keys().any(|name| *name != view.me.name),
+        // Nobody lives by consent before there is a cluster with data.
+        None => view.config().failsafe_mode || (has_data(view) && may_be_failsafe(view)),
+    };
+    let last = view.predecessor().and_then(|predecessor| predecessor.ttl);
+    let longest = last.unwrap_or_default().max(view.config().ttl);
+    may_have_promised.then(|| view.facts.started + longest)
+}
+
+fn has_data(view: &View<'_>) -> bool {
+    view.control().is_some_and(|control| !control.provisional)
 }
 
 /// Returns why a primary that lives by consent, and not by a lease, may not need that of this node.

@@ -104,6 +104,8 @@ rules! {
     SwitchoverRefused,
     /// Candidates of a switchover are asked.
     SwitchoverAsk,
+    /// No candidate may take the lock yet: the primary serves until one may.
+    SwitchoverWait,
     /// The primary hands over.
     Switchover,
     /// The configuration changed: it is applied.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Action, Decision, Rule, View};
 use crate::dcs::Expect;
 use crate::ids::MemberName;
+use crate::mutant::{Mutant, planted};
 use crate::pg::{PgOp, PgOpKind};
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -38,29 +39,10 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     {
         return refuse(failure.text.clone());
     }
-    let candidates = candidates(view, asked.candidate.as_deref());
-    if candidates.is_empty() {
-        return refuse("there is no such candidate".to_owned());
-    }
-    let fresh = |name: &MemberName| {
-        view.facts
-            .peers
-            .get(name)
-            .filter(|seen| view.now().since(seen.at) < ANSWER_LASTS)
-    };
-    if let Some(waiting) = candidates.iter().find(|name| fresh(name).is_none()) {
-        return Some(Decision::new(
-            Rule::SwitchoverAsk,
-            Action::AskPeers,
-            waiting.to_string(),
-        ));
-    }
-    let reasons: Vec<String> = candidates
-        .iter()
-        .filter_map(|name| unfit(view, name).map(|why| format!("{name}: {why}")))
-        .collect();
-    if reasons.len() == candidates.len() {
-        return refuse(format!("no good candidates: {}", reasons.join("; ")));
+    match not_yet(view, asked.candidate.as_deref()) {
+        Ok(None) => {}
+        Ok(decision) => return decision,
+        Err(why) => return refuse(why),
     }
     let candidate = asked
         .candidate
@@ -79,6 +61,47 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     ))
 }
 
+/// Returns what has to come before the hand-over, or why there must be none.
+fn not_yet(view: &View<'_>, named: Option<&str>) -> Result<Option<Decision>, String> {
+    let candidates = candidates(view, named);
+    if candidates.is_empty() {
+        return Err("there is no such candidate".to_owned());
+    }
+    let longest = view.config().ttl * 2;
+    let fresh = |name: &MemberName| {
+        view.facts.peers.get(name).filter(|seen| {
+            let waits = seen.value.as_ref().map(|peer| peer.waits.min(longest));
+            view.now().since(seen.at) < ANSWER_LASTS.max(waits.unwrap_or_default())
+        })
+    };
+    if let Some(waiting) = candidates.iter().find(|name| fresh(name).is_none()) {
+        return Ok(Some(Decision::new(
+            Rule::SwitchoverAsk,
+            Action::AskPeers,
+            waiting.to_string(),
+        )));
+    }
+    let mut reasons = Vec::new();
+    let mut first: Option<(&MemberName, Duration)> = None;
+    for name in &candidates {
+        match fit(view, name) {
+            Err(why) => reasons.push(format!("{name}: {why}")),
+            Ok(waits) if first.is_none_or(|(_, least)| waits < least) => {
+                first = Some((name, waits));
+            }
+            Ok(_) => {}
+        }
+    }
+    let Some((first, waits)) = first else {
+        return Err(format!("no good candidates: {}", reasons.join("; ")));
+    };
+    if !waits.is_zero() && !planted(Mutant::CandidateNotAwaited) {
+        let why = format!("{first} takes no lock for {waits:?}: it promised so, or may have");
+        return Ok(Some(Decision::wait(Rule::SwitchoverWait, why)));
+    }
+    Ok(None)
+}
+
 fn candidates(view: &View<'_>, named: Option<&str>) -> Vec<MemberName> {
     let members = view.cluster().into_iter().flat_map(|c| c.members.values());
     members
@@ -88,18 +111,19 @@ fn candidates(view: &View<'_>, named: Option<&str>) -> Vec<MemberName> {
         .collect()
 }
 
-fn unfit(view: &View<'_>, name: &MemberName) -> Option<String> {
-    let Some(peer) = view
-        .facts
-        .peers
-        .get(name)
-        .and_then(|seen| seen.value.as_ref())
-    else {
-        return Some("does not answer".to_owned());
+/// Returns for how long the candidate has to be waited for, or why it must not be the next primary.
+fn fit(view: &View<'_>, name: &MemberName) -> Result<Duration, String> {
+    let seen = view.facts.peers.get(name);
+    let Some((peer, at)) = seen.and_then(|seen| Some((seen.value.as_ref()?, seen.at))) else {
+        return Err("does not answer".to_owned());
     };
     let Some(position) = peer.position else {
-        return Some("its server is down".to_owned());
+        return Err("its server is down".to_owned());
     };
+    let longest = view.config().ttl * 2;
+    if peer.waits > longest {
+        return Err(format!("takes no lock for {:?}", peer.waits));
+    }
     // What it has flushed was seen together with our own position. What it says was seen by it up
     // to a second ago, in which a busy primary writes more than a standby may be behind.
     let sent = view.running().and_then(|running| {
@@ -109,16 +133,19 @@ fn unfit(view: &View<'_>, name: &MemberName) -> Option<String> {
     });
     let position = sent.map_or(position, |sent| position.max(sent));
     if peer.no_failover {
-        return Some("may not be promoted".to_owned());
+        return Err("may not be promoted".to_owned());
     }
     if peer.timeline.is_some() && peer.timeline != view.position().map(|p| p.timeline) {
-        return Some("is on another timeline".to_owned());
+        return Err("is on another timeline".to_owned());
     }
     let behind = view
         .position()
         .map_or(0, |mine| mine.lsn.bytes_past(position));
     let most = view.config().maximum_lag_on_failover_bytes;
-    (behind > most).then(|| format!("is {behind} bytes behind, more than {most}"))
+    if behind > most {
+        return Err(format!("is {behind} bytes behind, more than {most}"));
+    }
+    Ok(peer.waits.saturating_sub(view.now().since(at)))
 }
 
 /// An answer that is younger than this describes a server that streams well enough.

@@ -337,6 +337,7 @@ pub(super) fn peer_at(lsn: u64) -> PeerStatus {
         no_failover: false,
         streaming: false,
         cannot_write: false,
+        waits: Duration::ZERO,
     }
 }
 

@@ -67,6 +67,8 @@ impl Machine {
         let predecessor = facts.predecessor.as_ref();
         let free = predecessor.and_then(Predecessor::may_write_until);
         let document = report::next_write_at(&self.view());
+        let peers = facts.peers.values();
+        let peers = peers.filter_map(|seen| Some(seen.at + seen.value.as_ref()?.waits));
         let lanes = &facts.lanes;
         let failed = [
             lanes.lease_failed,
@@ -91,6 +93,7 @@ impl Machine {
             .chain(permission)
             .chain(free)
             .chain(document)
+            .chain(peers)
             .filter(|at| *at > facts.now)
             .fold(facts.now + pause, NodeTime::min);
         // Each command brings an event; stepping at once would only ask the same again.

@@ -14,7 +14,7 @@ use crate::cluster::{
     HistoryEntry, Initialize, MemberRecord, MemberRole, NodeState, StatusDocument, encode,
 };
 use crate::dcs::{Expect, Key};
-use crate::decide::{Decision, View};
+use crate::decide::{Decision, View, waits_until};
 use crate::guard::GuardStatus;
 use crate::ids::{Epoch, MemberName};
 use crate::mutant::{Mutant, planted};
@@ -131,6 +131,7 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
             || facts.promotion_ordered
             || facts.op.as_ref().is_some_and(|op| op.op.makes_primary()),
         failsafe_active: leadership.is_some_and(|l| l.by == PermittedBy::Consent),
+        waits_until: waits_until(&view).unwrap_or(NodeTime(0)),
         decision: last.map_or(("", String::new()), |d| (d.rule.as_str(), d.why.clone())),
         stepped_at: facts.now,
         fence: "guard",

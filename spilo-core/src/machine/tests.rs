@@ -360,6 +360,7 @@ fn peer() -> PeerStatus {
         no_failover: false,
         streaming: false,
         cannot_write: true,
+        waits: Duration::ZERO,
     }
 }
 

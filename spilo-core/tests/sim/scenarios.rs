@@ -143,6 +143,22 @@ fn a_switchover_hands_over_to_the_candidate() {
     stays_primary(&mut sim, to, 15);
 }
 
+/// An agent that has just started takes no lock for a ttl, in case it forgot a promise.
+#[test]
+fn a_primary_serves_until_its_successor_may_take_the_lock() {
+    let mut sim = settled(json!({ "ttl": 10 }), &["a", "b"]);
+    let from = sim.primary().unwrap();
+    let to = another(&sim, from);
+    sim.strike(Fault::KillAgent(to), 1000);
+    run(&mut sim, 3.0);
+    sim.begin(Fault::Switchover(from, to));
+    let served = sim.run_until("the hand-over", 15, |sim| sim.primary().is_none());
+    assert!(served > 5000, "{served} ms\n{sim}");
+    let took = sim.run_until("the candidate", 5, |sim| sim.primary() == Some(to));
+    assert!(took < 600, "{took} ms\n{sim}");
+    healthy(&mut sim);
+}
+
 #[test]
 fn a_switchover_loses_nothing_that_was_committed() {
     for seed in 1..20 {

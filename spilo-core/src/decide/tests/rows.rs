@@ -15,6 +15,7 @@ use crate::guard::GuardErrorKind;
 use crate::machine::facts::HandedOver;
 use crate::machine::lease::Promise;
 use crate::machine::{Exit, Failure};
+use crate::peer::PeerStatus;
 use crate::pg::{PgOpKind, StartRole, Walsender};
 
 type Row = (Rule, Action, Node);
@@ -382,6 +383,10 @@ fn holding() -> Vec<Row> {
             .member("b", |_| {})
     };
     let refused = Action::ClearFailover(Expect::Revision(Revision(7)));
+    let waiting = |seconds| PeerStatus {
+        waits: Duration::from_secs(seconds),
+        ..peer_at(1000)
+    };
     let b = Some(name("b"));
     let provisional = |f: &mut Facts| {
         if let DataDir::Ready(control) = &mut f.pg.as_mut().unwrap().value.data {
@@ -421,13 +426,22 @@ fn holding() -> Vec<Row> {
         ),
         (
             Rule::SwitchoverRefused,
-            refused,
+            refused.clone(),
             asked(Some("a"), Some("a")),
         ),
         (
             Rule::SwitchoverAsk,
             Action::AskPeers,
             asked(Some("a"), Some("b")),
+        ),
+        wait(
+            Rule::SwitchoverWait,
+            asked(Some("a"), Some("b")).peer(Some(waiting(4))),
+        ),
+        (
+            Rule::SwitchoverRefused,
+            refused,
+            asked(Some("a"), Some("b")).peer(Some(waiting(21))),
         ),
         run(
             Rule::Switchover,

@@ -395,6 +395,7 @@ fn peer() -> PeerStatus {
         no_failover: true,
         streaming: true,
         cannot_write: false,
+        waits: Duration::ZERO,
     }
 }
 

@@ -115,7 +115,7 @@ pub(super) fn f36_slots_wait_for_a_member_for_its_time_and_pin_nothing_on_a_stan
     assert_eq!(slots(&sim, primary), others(primary));
 
     sim.begin(Fault::Switchover(primary, away));
-    sim.run_until("the candidate", 5, |sim| sim.primary() == Some(away));
+    sim.run_until("the candidate", 15, |sim| sim.primary() == Some(away));
     healthy(&mut sim);
     run(&mut sim, 90.0);
     assert_eq!(slots(&sim, away), others(away));
