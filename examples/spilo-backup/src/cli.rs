@@ -1,0 +1,181 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use spilo_backup::Codec;
+
+/// Archives the log of a PostgreSQL server and makes base backups of it, in S3 or in a directory,
+/// and brings them back.
+#[derive(Debug, Parser)]
+#[command(name = "spilo-backup", after_help = MANUAL)]
+pub(crate) struct Arguments {
+    /// The archive: `s3://BUCKET/PREFIX`, or a directory. Without it, `SPILO_ARCHIVE` says.
+    #[arg(long, global = true, value_name = "URL")]
+    archive: Option<String>,
+    /// How what is written is compressed: zstd, lz4, lzo (which WAL-E reads) or none. What is read
+    /// may be compressed otherwise.
+    #[arg(long, global = true, default_value_t = Codec::Zstd)]
+    pub(crate) codec: Codec,
+    /// How thoroughly, for zstd: 1 to 19.
+    #[arg(long, global = true, default_value_t = 1)]
+    pub(crate) level: i32,
+    /// How many parts of a base backup are on their way at the same time.
+    #[arg(long, global = true, default_value_t = 4)]
+    pub(crate) parallel: usize,
+    /// Prints JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// The region of the bucket, instead of the environment's.
+    #[arg(long, global = true)]
+    pub(crate) region: Option<String>,
+    /// Puts the bucket into the path of requests instead of the host name.
+    #[arg(long, global = true)]
+    pub(crate) path_style: bool,
+    /// Trusts the authorities in this file (PEM) instead of the system's.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The storage class of what is written, if it is not the bucket's.
+    #[arg(long, global = true, value_name = "CLASS")]
+    pub(crate) storage_class: Option<String>,
+    /// How the server encrypts what it stores, if it is not the bucket's way: `AES256`, `kms`, or
+    /// the name of a key of the key management service.
+    #[arg(long, global = true, value_name = "HOW")]
+    pub(crate) encrypt: Option<String>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Archives a file of the log: `archive_command = 'spilo-backup wal-push %p'`.
+    WalPush {
+        /// The file, whose name says what it is.
+        path: PathBuf,
+    },
+    /// Fetches a file of the log: `restore_command = 'spilo-backup wal-fetch %f %p'`.
+    WalFetch {
+        /// The name of the file.
+        name: String,
+        /// Where it is wanted.
+        path: PathBuf,
+    },
+    /// Makes a base backup of a running server, primary or standby.
+    BackupPush {
+        /// The data directory of the server.
+        data_dir: PathBuf,
+        /// How the server is reached, as for psql.
+        #[arg(
+            long,
+            default_value = "host=/var/run/postgresql user=postgres dbname=postgres"
+        )]
+        conninfo: String,
+    },
+    /// Unpacks a base backup into an empty directory.
+    BackupFetch {
+        /// The name of the backup, or `LATEST`.
+        name: String,
+        /// The directory.
+        data_dir: PathBuf,
+    },
+    /// Lists the base backups, those farthest along the log last.
+    BackupList,
+    /// Looks for holes in the archived log, and for backups that lack some. Exits with 3 if there
+    /// are any.
+    WalVerify,
+    /// Deletes base backups that are not to be kept, and the log that only they needed.
+    Delete(Delete),
+}
+
+#[derive(Debug, Args)]
+#[group(id = "kept", required = true, multiple = false, args = ["retain", "before"])]
+pub(crate) struct Delete {
+    /// Keeps so many backups, those farthest along the log.
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) retain: Option<usize>,
+    /// Keeps this backup and those after it.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) before: Option<String>,
+    /// Only says what would be deleted.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Where an archive is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Directory(PathBuf),
+    S3 { bucket: String, prefix: String },
+}
+
+impl Arguments {
+    /// Returns where the archive is.
+    pub(crate) fn place(&self) -> Result<Place> {
+        let url = match &self.archive {
+            Some(url) => url.clone(),
+            None => std::env::var("SPILO_ARCHIVE")
+                .context("say where the archive is: --archive URL, or SPILO_ARCHIVE")?,
+        };
+        if let Some(rest) = url.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            if bucket.is_empty() {
+                bail!("{url:?} names no bucket: it is s3://BUCKET/PREFIX");
+            }
+            return Ok(Place::S3 {
+                bucket: bucket.to_owned(),
+                prefix: prefix.trim_matches('/').to_owned(),
+            });
+        }
+        let path = url.strip_prefix("file://").unwrap_or(&url);
+        if !path.starts_with('/') {
+            bail!("{url:?} is neither s3://BUCKET/PREFIX nor the absolute path of a directory");
+        }
+        Ok(Place::Directory(PathBuf::from(path)))
+    }
+}
+
+const MANUAL: &str = "\
+Credentials for S3 come from where the AWS programs take them (AWS_ACCESS_KEY_ID and
+AWS_SECRET_ACCESS_KEY, a profile, the role of the machine), and AWS_ENDPOINT_URL names a server that
+is not Amazon's. The layout is that of WAL-E and WAL-G.
+
+    export SPILO_ARCHIVE=s3://backups/main
+    spilo-backup backup-push /var/lib/postgresql/15/main
+    spilo-backup backup-list
+    spilo-backup backup-fetch LATEST /var/lib/postgresql/15/copy
+    spilo-backup delete --retain 7
+
+In postgresql.conf:
+
+    archive_mode = on
+    archive_command = 'spilo-backup wal-push %p'
+    restore_command = 'spilo-backup wal-fetch %f %p'
+
+Exit status: 0 done; 1 failed, and of wal-fetch that there is no such file; 2 wrong arguments; 3 of
+wal-verify that something is missing; 255 of wal-fetch during a recovery that must not end early.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(url: &str) -> Result<Place> {
+        Arguments::parse_from(["spilo-backup", "--archive", url, "backup-list"]).place()
+    }
+
+    #[test]
+    fn an_archive_is_a_bucket_or_a_directory() {
+        let s3 = |bucket: &str, prefix: &str| Place::S3 {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+        };
+        assert_eq!(place("s3://b/some/where/").unwrap(), s3("b", "some/where"));
+        assert_eq!(place("s3://b").unwrap(), s3("b", ""));
+        let directory = Place::Directory(PathBuf::from("/srv/backups"));
+        assert_eq!(place("file:///srv/backups").unwrap(), directory);
+        assert_eq!(place("/srv/backups").unwrap(), directory);
+        for url in ["s3://", "s3:///x", "srv/backups", "gs://b/x"] {
+            assert!(place(url).is_err(), "{url}");
+        }
+    }
+}

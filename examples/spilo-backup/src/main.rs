@@ -1,0 +1,172 @@
+//! Backups of a PostgreSQL server, as a command: what `archive_command`, `restore_command` and a
+//! timer run.
+
+mod cli;
+mod screen;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser as _;
+use spilo_backup::{Archive, ArchiveOptions, Directory, Encryption, Keep, Objects, S3, S3Options};
+use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore as _};
+
+use crate::cli::{Arguments, Command, Place};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(&arguments));
+            // A thread that still reads from a store that hangs must not hold up the end.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            screen::clear();
+            screen::tell(&format!("error: {error:#}"));
+            ExitCode::from(status(&arguments.command, &error))
+        }
+    }
+}
+
+/// Returns the exit status of a failure, as PostgreSQL understands it.
+///
+/// It takes any status up to 125 of a `restore_command` for "there is no such file", which ends a
+/// recovery to a moment early, and silently. One above 128 makes the server stop instead, which is
+/// right unless it is a standby: that asks again.
+fn status(command: &Command, error: &anyhow::Error) -> u8 {
+    let Command::WalFetch { .. } = command else {
+        return 1;
+    };
+    let kind = error.downcast_ref::<BackupError>().map(BackupError::kind);
+    let absent = kind == Some(BackupErrorKind::NotFound);
+    // The server runs it in its data directory.
+    let recovers = Path::new("recovery.signal").exists() && !Path::new("standby.signal").exists();
+    if recovers && !absent { 255 } else { 1 }
+}
+
+async fn run(arguments: &Arguments) -> Result<ExitCode> {
+    let archive = open(arguments).await?;
+    tokio::select! {
+        outcome = work(arguments, &archive) => outcome,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted?;
+            bail!("interrupted")
+        }
+    }
+}
+
+async fn work(arguments: &Arguments, archive: &Archive) -> Result<ExitCode> {
+    match &arguments.command {
+        Command::WalPush { path } => {
+            archive.push_wal(path).await?;
+        }
+        Command::WalFetch { name, path } => archive.fetch_wal(name, path).await?,
+        Command::BackupPush { data_dir, conninfo } => {
+            let options = spilo_backup::PushOptions::new(data_dir, conninfo);
+            let info = archive.push_backup(&options, screen::progress()).await?;
+            screen::clear();
+            if arguments.json {
+                screen::json(&info)?;
+            } else {
+                screen::line(&info.name.0);
+            }
+        }
+        Command::BackupFetch { name, data_dir } => {
+            let name = named(archive, name).await?;
+            archive.restore(&name, data_dir, screen::progress()).await?;
+            screen::clear();
+            screen::tell(&format!("{name} is in {}", data_dir.display()));
+        }
+        Command::BackupList => {
+            let mut backups = archive.backups().await?;
+            sort(&mut backups);
+            if arguments.json {
+                screen::json(&backups)?;
+            } else {
+                screen::backups(&backups);
+            }
+        }
+        Command::WalVerify => {
+            let report = archive.verify_wal(None).await?;
+            if arguments.json {
+                screen::json(&report)?;
+            } else {
+                screen::report(&report);
+            }
+            if !report.is_whole() {
+                return Ok(ExitCode::from(3));
+            }
+        }
+        Command::Delete(delete) => {
+            let keep = match (delete.retain, &delete.before) {
+                (Some(count), _) => Keep::Newest(count),
+                (None, Some(name)) => Keep::From(BackupName(name.clone())),
+                (None, None) => bail!("say what is kept: --retain NUMBER or --before NAME"),
+            };
+            let expired = archive.expire(&keep, delete.dry_run).await?;
+            if arguments.json {
+                screen::json(&expired)?;
+            } else {
+                screen::expired(&expired, delete.dry_run);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Finds the backup that is meant.
+async fn named(archive: &Archive, name: &str) -> Result<BackupName> {
+    if name != "LATEST" {
+        return Ok(BackupName(name.to_owned()));
+    }
+    let mut backups = archive.backups().await?;
+    sort(&mut backups);
+    let latest = backups.pop().context("the archive has no backup")?;
+    Ok(latest.name)
+}
+
+/// Orders backups by how far along the log they begin.
+fn sort(backups: &mut [BackupInfo]) {
+    backups.sort_by_key(|info| (info.start.lsn, info.stop.lsn));
+}
+
+async fn open(arguments: &Arguments) -> Result<Archive> {
+    let objects: Arc<dyn Objects> = match arguments.place()? {
+        Place::Directory(path) => Arc::new(Directory::new(path)),
+        Place::S3 { bucket, prefix } => {
+            let mut options = S3Options::new(bucket, prefix);
+            options.region.clone_from(&arguments.region);
+            options.path_style = arguments.path_style;
+            options.ca_file.clone_from(&arguments.ca_file);
+            options.storage_class.clone_from(&arguments.storage_class);
+            options.encryption = match arguments.encrypt.as_deref() {
+                None => None,
+                Some("AES256") => Some(Encryption::Aes256),
+                Some("kms") => Some(Encryption::Kms(None)),
+                Some(key) => Some(Encryption::Kms(Some(key.to_owned()))),
+            };
+            Arc::new(S3::new(options).await?)
+        }
+    };
+    let mut options = ArchiveOptions::default();
+    options.codec = arguments.codec;
+    options.level = arguments.level;
+    options.parallel = arguments.parallel;
+    Ok(Archive::new(objects, options))
+}

@@ -1,0 +1,343 @@
+//! Servers of tests, and the command that backs them up.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::s3;
+
+/// The programs of one version of PostgreSQL.
+#[derive(Clone, Debug)]
+pub(crate) struct Version {
+    bin_dir: PathBuf,
+}
+
+impl Version {
+    /// Returns the programs of a version; `None` only for one that this machine need not have.
+    pub(crate) fn find(name: &str) -> Option<Self> {
+        let variable = format!("SPILO_PG{name}_BIN");
+        let bin_dir = std::env::var_os(&variable).map_or_else(
+            || PathBuf::from(format!("/usr/lib/postgresql/{name}/bin")),
+            PathBuf::from,
+        );
+        if bin_dir.join("postgres").is_file() {
+            return Some(Self { bin_dir });
+        }
+        let needed = name == "15" || std::env::var_os("CI").is_some();
+        let place = bin_dir.display();
+        assert!(
+            !needed,
+            "PostgreSQL {name} is not in {place}; set {variable}"
+        );
+        eprintln!("NOT RUN: PostgreSQL {name} is not in {place} (set {variable})");
+        None
+    }
+
+    fn program(&self, name: &str) -> PathBuf {
+        self.bin_dir.join(name)
+    }
+}
+
+/// An archive in S3, and a directory for the servers of one test.
+pub(crate) struct Place {
+    server: s3::S3Server,
+    home: TempDir,
+    owner: Option<(u32, u32)>,
+}
+
+impl Place {
+    pub(crate) async fn s3() -> Self {
+        let home = tempfile::Builder::new().prefix("spilo-").tempdir().unwrap();
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let place = Self {
+            server: s3::S3Server::start().await,
+            home,
+            owner: owner(),
+        };
+        // Servers run it as another user, who may not see where it was built.
+        fs::copy(env!("CARGO_BIN_EXE_spilo-backup"), place.program()).unwrap();
+        place.own(place.home());
+        place
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Makes a folder that belongs to the servers.
+    pub(crate) fn folder(&self, name: &str) -> PathBuf {
+        let path = self.home().join(name);
+        fs::create_dir(&path).unwrap();
+        self.own(&path);
+        path
+    }
+
+    /// Takes everything out of a folder.
+    pub(crate) fn empty(&self, name: &str) {
+        fs::remove_dir_all(self.home().join(name)).unwrap();
+        self.folder(name);
+    }
+
+    /// Runs the command, and returns what it prints.
+    pub(crate) fn backup(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {told}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs the command, which fails: its status and what it says.
+    pub(crate) fn fails(&self, arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
+        let mut command = self.command(arguments);
+        let output = command.envs(variables.iter().copied()).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap(), told)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.run(&self.program());
+        command.args(arguments);
+        command
+    }
+
+    fn program(&self) -> PathBuf {
+        self.home().join("spilo-backup")
+    }
+
+    /// Prepares a program to be run as the servers are.
+    fn run(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command
+            .current_dir(self.home())
+            .env("SPILO_ARCHIVE", format!("s3://{}/main", s3::BUCKET))
+            .env("AWS_ENDPOINT_URL", self.server.url())
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY)
+            .env("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY)
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("LC_ALL", "C");
+        if let Some((uid, gid)) = self.owner {
+            command.uid(uid).gid(gid);
+        }
+        command
+    }
+
+    fn own(&self, path: &Path) {
+        if let Some((uid, gid)) = self.owner {
+            chown(path, Some(uid), Some(gid)).unwrap();
+        }
+    }
+}
+
+/// A server on a socket in its own directory. It is killed when it is dropped.
+pub(crate) struct Server<'a> {
+    place: &'a Place,
+    version: Version,
+    name: String,
+    postmaster: Option<Child>,
+}
+
+impl<'a> Server<'a> {
+    /// Makes a new server, which archives its log.
+    pub(crate) async fn create(place: &'a Place, version: &Version, name: &str) -> Self {
+        let mut server = Self::new(place, version, name);
+        let mut initdb = place.run(&version.program("initdb"));
+        initdb.args([
+            "-k",
+            "-N",
+            "--locale=C",
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-D",
+        ]);
+        let done = initdb.arg(server.data()).stdout(Stdio::null()).status();
+        assert!(done.unwrap().success(), "initdb");
+        let program = place.program();
+        server.configure(&format!(
+            "archive_mode = on\narchive_command = '{} wal-push %p'\n",
+            program.display()
+        ));
+        server.start();
+        server
+    }
+
+    /// Restores the latest backup, replays what was archived since, and waits until it is done.
+    pub(crate) fn restore(place: &'a Place, version: &Version, name: &str, settings: &str) -> Self {
+        let mut server = Self::new(place, version, name);
+        place.backup(&["backup-fetch", "LATEST", &server.data()]);
+        let program = place.program();
+        server.configure(&format!(
+            "archive_mode = off\nrestore_command = '{} wal-fetch %f %p'\n{settings}",
+            program.display()
+        ));
+        let signal = server.path().join("recovery.signal");
+        fs::write(&signal, "").unwrap();
+        place.own(&signal);
+        server.start();
+        server.wait("recovery", |server| {
+            server.try_sql("SELECT pg_is_in_recovery()").as_deref() == Some("f")
+        });
+        server
+    }
+
+    fn new(place: &'a Place, version: &Version, name: &str) -> Self {
+        Self {
+            place,
+            version: version.clone(),
+            name: name.to_owned(),
+            postmaster: None,
+        }
+    }
+
+    pub(crate) fn data(&self) -> String {
+        self.path().display().to_string()
+    }
+
+    pub(crate) fn conninfo(&self) -> String {
+        let home = self.place.home().display();
+        format!(
+            "host={home}/{}.socket user=postgres dbname=postgres",
+            self.name
+        )
+    }
+
+    /// Runs SQL, and returns what it prints.
+    pub(crate) fn sql(&self, query: &str) -> String {
+        let output = self.psql(query).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{query}: {told}\n{}", self.log());
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Returns everything that the server holds, as SQL.
+    pub(crate) fn dump(&self) -> String {
+        let mut dump = self.place.run(&self.version.program("pg_dumpall"));
+        let output = dump.args(["-d", &self.conninfo()]).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "pg_dumpall: {told}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        // Newer ones write a word by chance, so that nobody can guess it.
+        let same =
+            |line: &&str| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict");
+        text.lines().filter(same).collect::<Vec<_>>().join("\n")
+    }
+
+    /// Stops it, after it has archived what there is.
+    pub(crate) fn stop(&mut self) {
+        let mut postmaster = self.postmaster.take().unwrap();
+        let mut pg_ctl = self.place.run(&self.version.program("pg_ctl"));
+        pg_ctl.args(["stop", "-m", "fast", "-D", &self.data()]);
+        let stopped = pg_ctl.stdout(Stdio::null()).status().unwrap();
+        assert!(stopped.success(), "{}", self.log());
+        postmaster.wait().unwrap();
+    }
+
+    /// Checks the checksums of all pages of a server that is stopped.
+    pub(crate) fn check(&self) {
+        let mut checksums = self.place.run(&self.version.program("pg_checksums"));
+        let output = checksums.args(["--check", "-D", &self.data()]).output();
+        let output = output.unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{told}");
+        assert!(told.contains("Bad checksums:  0"), "{told}");
+    }
+
+    /// Returns the files of the log that a server has not archived.
+    pub(crate) fn left_to_archive(&self) -> Vec<String> {
+        let folder = self.path().join("pg_wal/archive_status");
+        let names = fs::read_dir(folder).unwrap().flatten();
+        let names = names.map(|entry| entry.file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".ready")).collect()
+    }
+
+    fn path(&self) -> PathBuf {
+        self.place.home().join(&self.name)
+    }
+
+    fn configure(&self, settings: &str) {
+        let socket = self.place.folder(&format!("{}.socket", self.name));
+        let path = self.path().join("postgresql.conf");
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.push_str(&format!(
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\n\
+             shared_buffers = 16MB\nmax_connections = 20\n{settings}",
+            socket.display()
+        ));
+        fs::write(&path, text).unwrap();
+    }
+
+    fn start(&mut self) {
+        let log = self.place.home().join(format!("{}.log", self.name));
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let mut postgres = self.place.run(&self.version.program("postgres"));
+        let postgres = postgres
+            .args(["-D", &self.data()])
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
+        self.postmaster = Some(postgres.spawn().unwrap());
+        self.wait("the server", |server| {
+            server.try_sql("SELECT 1").as_deref() == Some("1")
+        });
+    }
+
+    fn wait(&mut self, what: &str, is_there: impl Fn(&Self) -> bool) {
+        let begun = Instant::now();
+        while !is_there(self) {
+            let ended = self.postmaster.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the server ended: {}", self.log());
+            let waited = begun.elapsed();
+            assert!(waited < Duration::from_secs(60), "{what}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn try_sql(&self, query: &str) -> Option<String> {
+        let output = self.psql(query).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        output.status.success().then(|| text.trim().to_owned())
+    }
+
+    fn psql(&self, query: &str) -> Command {
+        let mut psql = self.place.run(&self.version.program("psql"));
+        psql.args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-c", query]);
+        psql.arg(self.conninfo());
+        psql
+    }
+
+    fn log(&self) -> String {
+        let path = self.place.home().join(format!("{}.log", self.name));
+        fs::read_to_string(path).unwrap_or_default()
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        if let Some(mut postmaster) = self.postmaster.take() {
+            let mut pg_ctl = self.place.run(&self.version.program("pg_ctl"));
+            pg_ctl.args(["stop", "-m", "immediate", "-D", &self.data()]);
+            pg_ctl.stdout(Stdio::null()).status().ok();
+            postmaster.kill().ok();
+            postmaster.wait().ok();
+        }
+    }
+}
+
+/// The user that servers run as, when the test runs as root.
+fn owner() -> Option<(u32, u32)> {
+    if fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    let users = fs::read_to_string("/etc/passwd").unwrap();
+    let mut lines = users.lines();
+    let line = lines.find(|line| line.starts_with("postgres:"));
+    let fields: Vec<_> = line.expect("a user postgres").split(':').collect();
+    Some((fields[2].parse().unwrap(), fields[3].parse().unwrap()))
+}

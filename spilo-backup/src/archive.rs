@@ -1,0 +1,161 @@
+//! Base backups and log in a store of objects.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore};
+use spilo_core::pg::Progress;
+
+use crate::codec::Codec;
+use crate::layout::{self, BACKUPS};
+use crate::objects::{Object, Objects};
+use crate::sentinel::Sentinel;
+
+/// An archive of one cluster.
+///
+/// Cheap to clone; clones share what they know.
+#[derive(Clone)]
+pub struct Archive {
+    pub(crate) objects: Arc<dyn Objects>,
+    pub(crate) options: Arc<ArchiveOptions>,
+    /// Sentinels, which never change. One that is not listed any more is forgotten.
+    known: Arc<Mutex<BTreeMap<BackupName, Sentinel>>>,
+}
+
+/// How an archive is written and read.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ArchiveOptions {
+    /// How what is written is compressed. What is read may be compressed otherwise.
+    pub codec: Codec,
+    /// How thoroughly, of those that can choose: from 1 to 19 for zstd.
+    pub level: i32,
+    /// How many objects of a base backup are on their way at the same time.
+    pub parallel: usize,
+    /// How long the tar files of a base backup become, in bytes, before they are compressed. A
+    /// longer file has one to itself.
+    pub part_bytes: u64,
+    /// How long a base backup waits, once it is copied, for the log that it needs to be archived.
+    pub archive_wait: Duration,
+    /// The `restore_command` with which servers fetch log from this archive, if any.
+    pub restore_command: Option<String>,
+}
+
+/// The longest sentinel, or history of a timeline, that is read.
+pub(crate) const DOCUMENT: usize = 16 << 20;
+
+impl Archive {
+    /// Creates an archive in `objects`.
+    pub fn new(objects: Arc<dyn Objects>, options: ArchiveOptions) -> Self {
+        Self {
+            objects,
+            options: Arc::new(options),
+            known: Arc::default(),
+        }
+    }
+
+    /// Returns what the sentinels in a listing say. One that says nothing usable hides no other.
+    pub(crate) async fn sentinels(&self, listed: &[Object]) -> Result<Vec<Sentinel>, BackupError> {
+        let names: Vec<BackupName> = listed
+            .iter()
+            .filter_map(|object| layout::read_sentinel(&object.key))
+            .collect();
+        let mut known = self.remembered();
+        known.retain(|name, _| names.contains(name));
+        for name in &names {
+            if known.contains_key(name) {
+                continue;
+            }
+            match self.sentinel(name).await {
+                Ok(sentinel) => {
+                    known.insert(name.clone(), sentinel);
+                }
+                // Deleted in the meantime.
+                Err(error) if error.kind() == BackupErrorKind::NotFound => {}
+                Err(error) if error.kind() == BackupErrorKind::Damaged => {
+                    tracing::warn!("{error}; it is left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let sentinels = known.values().cloned().collect();
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
+        Ok(sentinels)
+    }
+
+    /// Returns what the sentinel of one backup says.
+    pub(crate) async fn sentinel(&self, name: &BackupName) -> Result<Sentinel, BackupError> {
+        if let Some(known) = self.remembered().remove(name) {
+            return Ok(known);
+        }
+        let key = layout::sentinel(name);
+        let bytes = self.objects.get(&key).await?.all(DOCUMENT).await?;
+        Sentinel::read(name, &bytes).map_err(|problem| {
+            let action = format!("read {}", self.objects.place(&key));
+            self.error(BackupErrorKind::Damaged, action, problem)
+        })
+    }
+
+    pub(crate) fn error(
+        &self,
+        kind: BackupErrorKind,
+        action: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> BackupError {
+        BackupError::new(self.objects.kind(), kind, action, problem)
+    }
+
+    fn remembered(&self) -> BTreeMap<BackupName, Sentinel> {
+        let known = self.known.lock();
+        known.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[async_trait]
+impl BackupStore for Archive {
+    async fn backups(&self) -> Result<Vec<BackupInfo>, BackupError> {
+        let listed = self.objects.list(BACKUPS).await?;
+        let sentinels = self.sentinels(&listed).await?;
+        Ok(sentinels.into_iter().map(|found| found.info).collect())
+    }
+
+    async fn restore(
+        &self,
+        backup: &BackupName,
+        into: &Path,
+        progress: Progress,
+    ) -> Result<(), BackupError> {
+        self.fetch_backup(backup, into, progress).await
+    }
+
+    fn restore_command(&self) -> Option<String> {
+        self.options.restore_command.clone()
+    }
+}
+
+impl Default for ArchiveOptions {
+    fn default() -> Self {
+        Self {
+            codec: Codec::Zstd,
+            // Log and pages are about as small at 1 as at the usual 3, at half the work.
+            level: 1,
+            parallel: 4,
+            part_bytes: 256 << 20,
+            archive_wait: Duration::from_secs(600),
+            restore_command: None,
+        }
+    }
+}
+
+impl fmt::Debug for Archive {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Archive")
+            .field("objects", &self.objects)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,59 @@
+//! Backups for [spilo](spilo_core): base backups and archived log, and replicas made from them.
+//!
+//! An [`Archive`] keeps both in a store of [`Objects`], in the layout of WAL-E and WAL-G: in a
+//! [`Directory`], or in S3 with the feature `s3`. It is a
+//! [`BackupStore`](spilo_core::backup::BackupStore), so that
+//! [`choose_method`](spilo_core::replica::choose_method) can choose between it and a copy.
+//!
+//! What it gives back are the bytes that were put there, or an error: every codec but `none` has a
+//! checksum, a file of the log is compared with its name, and the parts of a base backup with what
+//! its sentinel says of them. It never replaces an object: a file of the log that is there with
+//! other bytes is an error that says whose it is.
+//!
+//! # Memory
+//! Objects pass through in pieces of 256 KiB, of which a handful wait at a time. What S3 wants to
+//! know the length of is gathered in parts, of 20 MiB by default, of which six are in memory at most. A list of
+//! the data directory's files is kept while a backup is made, about 150 bytes for each.
+
+mod archive;
+mod body;
+mod codec;
+mod directory;
+mod expire;
+mod fetch;
+mod files;
+mod layout;
+mod lzop;
+mod meter;
+mod objects;
+mod page;
+mod push;
+#[cfg(feature = "s3")]
+mod s3;
+mod sentinel;
+mod session;
+mod unpack;
+mod verify;
+mod wal;
+
+use std::io;
+
+pub use archive::{Archive, ArchiveOptions};
+pub use body::{Body, BodySender};
+pub use codec::{BadCodec, Codec};
+pub use directory::Directory;
+pub use expire::{Expired, Keep};
+pub use objects::{Object, Objects};
+pub use push::PushOptions;
+#[cfg(feature = "s3")]
+pub use s3::{Encryption, S3, S3Options};
+pub use verify::{Branch, Hole, Report};
+pub use wal::Pushed;
+
+/// Runs what blocks beside the tasks.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(io::Error::other(error)))
+}

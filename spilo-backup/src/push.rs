@@ -1,0 +1,499 @@
+//! A base backup of a server, into the archive.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime};
+
+use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName};
+use spilo_core::pg::Progress;
+use spilo_core::segment::{ArchiveFile, SegmentName, SegmentSize};
+use spilo_core::wal::{Lsn, Timeline, WalPosition};
+use tar::{Builder, EntryType, Header};
+use tokio::task::JoinSet;
+
+use crate::archive::Archive;
+use crate::blocking;
+use crate::body::Body;
+use crate::codec::Encode;
+use crate::files::{Entry, Plan};
+use crate::layout::{self, BACKUPS, WAL};
+use crate::meter::Meter;
+use crate::sentinel::{Part, Sentinel};
+use crate::session::{Facts, Session};
+
+/// What is backed up.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PushOptions {
+    /// The data directory, which has to be readable here.
+    pub data_dir: PathBuf,
+    /// How the server on it is reached: a URL or `key=value` pairs, as libpq has them. A primary
+    /// or a standby; the user may run `pg_backup_start`.
+    pub conninfo: String,
+}
+
+impl PushOptions {
+    /// Takes what has no default.
+    pub fn new(data_dir: impl Into<PathBuf>, conninfo: impl Into<String>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            conninfo: conninfo.into(),
+        }
+    }
+}
+
+impl Archive {
+    /// Makes a base backup of a running server.
+    ///
+    /// Returns once the backup and all log that it needs are in the archive; the log is archived by
+    /// the server, which is waited for.
+    ///
+    /// # Errors
+    /// Nothing of it counts as a backup then, and what was stored of it is deleted, if the store
+    /// lets us. `Unavailable` when the log did not arrive in time: the error names what is missing.
+    ///
+    /// # Cancellation
+    /// The server's backup mode ends. Objects that are stored already stay, without being a backup;
+    /// [`expire`](Self::expire) deletes them.
+    pub async fn push_backup(
+        &self,
+        options: &PushOptions,
+        progress: Progress,
+    ) -> Result<BackupInfo, BackupError> {
+        let started = seconds_since_1970();
+        let session = Session::connect(self.objects.kind(), &options.conninfo).await?;
+        let facts = session.facts().await?;
+        self.same_directory(&options.data_dir, &facts.data_directory)?;
+        progress.say("waiting for a checkpoint");
+        let start = session.start("spilo", facts.version).await?;
+        let size = facts.segment_size;
+        let segment = size.segment_at(start.timeline, start.lsn);
+        let begin = segment.begin(size).unwrap_or_default();
+        let name = layout::backup_name(segment, start.lsn.bytes_past(begin));
+        let there = self.objects.list(&format!("{BACKUPS}{name}")).await?;
+        if let Some(first) = there.first() {
+            let place = self.objects.place(&first.key);
+            let problem = format!(
+                "{place} is there: a backup that began at the same checkpoint was made, or not \
+                 finished; try again after the server's next checkpoint"
+            );
+            return Err(self.error(BackupErrorKind::Conflict, "begin the backup", problem));
+        }
+        let run = Run {
+            archive: self,
+            session,
+            facts,
+            name: name.clone(),
+            start,
+            started,
+        };
+        let outcome = run.finish(&options.data_dir, progress).await;
+        if outcome.is_err() {
+            self.clean_up(&name).await;
+        }
+        outcome
+    }
+
+    fn same_directory(&self, given: &Path, served: &Path) -> Result<(), BackupError> {
+        let real = |path: &Path| fs::canonicalize(path);
+        let action = || format!("back up {}", given.display());
+        let failed = |error: io::Error| {
+            self.error(BackupErrorKind::Refused, action(), error.to_string())
+                .because(error)
+        };
+        let given_real = real(given).map_err(failed)?;
+        // Another root directory may hide the server's path; then nothing can be compared.
+        if real(served).is_ok_and(|served| served != given_real) {
+            let problem = format!("the server's data directory is {}", served.display());
+            return Err(self.error(BackupErrorKind::Refused, action(), problem));
+        }
+        Ok(())
+    }
+
+    /// Deletes what was stored of a backup that failed.
+    async fn clean_up(&self, name: &BackupName) {
+        let folder = layout::backup_folder(name);
+        let stored = self.objects.list(&folder).await.unwrap_or_default();
+        for object in stored {
+            if let Err(error) = self.objects.delete(&object.key).await {
+                tracing::warn!("{error}; it is left of a backup that failed");
+            }
+        }
+    }
+}
+
+/// A backup that has begun.
+struct Run<'a> {
+    archive: &'a Archive,
+    session: Session,
+    facts: Facts,
+    name: BackupName,
+    start: WalPosition,
+    started: u64,
+}
+
+impl Run<'_> {
+    async fn finish(self, data_dir: &Path, progress: Progress) -> Result<BackupInfo, BackupError> {
+        let archive = self.archive;
+        let read = |error: io::Error| {
+            let action = format!("read {}", data_dir.display());
+            archive
+                .error(BackupErrorKind::Unavailable, action, error.to_string())
+                .because(error)
+        };
+        let text = self.facts.version_text.clone();
+        let version = layout::version(&self.name);
+        archive.objects.put(&version, Body::whole(text)).await?;
+
+        let root = data_dir.to_owned();
+        let plan = blocking(move || Plan::of(&root)).await.map_err(read)?;
+        let tablespaces = plan.tablespaces.clone();
+        let mut bytes = plan.bytes();
+        let meter = Meter::new("base backup".to_owned(), bytes, progress.clone());
+        let mut parts = self.push_parts(data_dir, plan, Arc::new(meter)).await?;
+
+        // Before the backup ends, so that a standby's says how far replay has to come.
+        let control = data_dir.join("global/pg_control");
+        let control = blocking(move || fs::read(control)).await.map_err(read)?;
+        let stopped = self.session.stop(self.facts.version).await?;
+        let began = format!("START TIMELINE: {}\n", self.start.timeline);
+        if !stopped.label.contains(&began) {
+            let problem = "the server began a timeline while the backup began; try again";
+            return Err(self.error("end the backup", problem));
+        }
+        let mut last = vec![("backup_label", stopped.label.into_bytes())];
+        if !stopped.map.is_empty() {
+            last.push(("tablespace_map", stopped.map.into_bytes()));
+        }
+        last.push(("global/pg_control", control));
+        bytes += last.iter().map(|(_, held)| held.len() as u64).sum::<u64>();
+        let number = parts.len();
+        parts.push(archive.push_last(&self.name, number, last).await?);
+
+        self.await_log(stopped.at, &progress).await?;
+        let mut info = BackupInfo::new(self.name.clone(), self.start, stopped.at);
+        info.system = Some(self.facts.system);
+        info.size = Some(bytes);
+        info.segment_size = self.facts.segment_size;
+        let times = (self.started, seconds_since_1970());
+        let source = data_dir.display().to_string();
+        let sentinel = Sentinel::new(info.clone(), source, tablespaces);
+        let sentinel = sentinel.with(self.facts.version, times, parts);
+        let key = layout::sentinel(&self.name);
+        let body = Body::whole(sentinel.to_bytes());
+        archive.objects.put(&key, body).await?;
+        Ok(info)
+    }
+
+    async fn push_parts(
+        &self,
+        data_dir: &Path,
+        plan: Plan,
+        meter: Arc<Meter>,
+    ) -> Result<Vec<Part>, BackupError> {
+        let options = &self.archive.options;
+        let waiting = plan.into_parts(options.part_bytes);
+        let mut waiting = waiting.into_iter().enumerate();
+        let mut running = JoinSet::new();
+        let mut done: Vec<(usize, Part)> = Vec::new();
+        loop {
+            while running.len() < options.parallel.max(1)
+                && let Some((number, entries)) = waiting.next()
+            {
+                let (archive, name) = (self.archive.clone(), self.name.clone());
+                let (root, meter) = (data_dir.to_owned(), Arc::clone(&meter));
+                running.spawn(async move {
+                    let add = move |tar: &mut Builder<_>| {
+                        for entry in &entries {
+                            add_entry(tar, &root, entry)?;
+                            meter.add(entry.bytes);
+                        }
+                        Ok(())
+                    };
+                    let part = archive.push_part(&name, number, add).await?;
+                    Ok((number, part))
+                });
+            }
+            match running.join_next().await {
+                Some(Ok(Ok(part))) => done.push(part),
+                Some(Ok(Err(error))) => return Err(error),
+                Some(Err(error)) => {
+                    let problem = error.to_string();
+                    return Err(self.error("store a part of the backup", &problem));
+                }
+                None => break,
+            }
+        }
+        done.sort_by_key(|(number, _)| *number);
+        Ok(done.into_iter().map(|(_, part)| part).collect())
+    }
+
+    /// Waits until all log from the beginning of the backup to its end is in the archive.
+    async fn await_log(&self, stop: WalPosition, progress: &Progress) -> Result<(), BackupError> {
+        let limit = self.archive.options.archive_wait;
+        let begun = Instant::now();
+        let mut told = None;
+        loop {
+            let size = self.facts.segment_size;
+            let missing = self.archive.missing(self.start, stop, size).await?;
+            let Some(first) = missing.first() else {
+                return Ok(());
+            };
+            let problem = format!(
+                "{first} is not in the archive ({} files are missing); see to the server's \
+                 archive_command, and on a standby to archive_mode=always",
+                missing.len()
+            );
+            if begun.elapsed() >= limit {
+                let problem = format!("after {limit:?}, {problem}");
+                return Err(self.error("end the backup", &problem));
+            }
+            if told.replace(missing.len()) != Some(missing.len()) {
+                progress.say(&format!("waiting for the archive: {problem}"));
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    fn error(&self, action: &str, problem: &str) -> BackupError {
+        self.archive
+            .error(BackupErrorKind::Unavailable, action, problem)
+    }
+}
+
+impl Archive {
+    async fn push_part(
+        &self,
+        name: &BackupName,
+        number: usize,
+        add: impl FnOnce(&mut Builder<Counted>) -> io::Result<()> + Send + 'static,
+    ) -> Result<Part, BackupError> {
+        let options = Arc::clone(&self.options);
+        let file = layout::part_name(number, options.codec);
+        let key = format!("{}{file}", layout::parts(name));
+        let (told, counted) = mpsc::channel();
+        let (archive, place) = (self.clone(), self.objects.place(&key));
+        let body = Body::written_by(move |writer| {
+            let pack = || {
+                let encoder = options.codec.encoder(options.level, writer)?;
+                let mut tar = Builder::new(Counted::new(encoder));
+                add(&mut tar)?;
+                tar.into_inner()?.finish()
+            };
+            let counts = pack().map_err(|error: io::Error| {
+                let action = format!("pack {place}");
+                archive
+                    .error(BackupErrorKind::Unavailable, action, error.to_string())
+                    .because(error)
+            })?;
+            // Whoever wanted to know is gone.
+            told.send(counts).unwrap_or_default();
+            Ok(())
+        });
+        self.objects.put(&key, body).await?;
+        let (bytes, crc32) = counted.recv().map_err(|_| {
+            let action = format!("pack {}", self.objects.place(&key));
+            self.error(BackupErrorKind::Unavailable, action, "it was not finished")
+        })?;
+        Ok(Part {
+            name: file,
+            bytes,
+            crc32,
+        })
+    }
+
+    /// Stores what is known only once the backup has ended.
+    async fn push_last(
+        &self,
+        name: &BackupName,
+        number: usize,
+        files: Vec<(&'static str, Vec<u8>)>,
+    ) -> Result<Part, BackupError> {
+        let modified = seconds_since_1970();
+        let add = move |tar: &mut Builder<Counted>| {
+            for (path, bytes) in &files {
+                let mut header = header(EntryType::Regular, 0o600, modified, bytes.len() as u64);
+                tar.append_data(&mut header, path, &bytes[..])?;
+            }
+            Ok(())
+        };
+        self.push_part(name, number, add).await
+    }
+
+    /// Returns which files of the log between two positions are not in the archive.
+    async fn missing(
+        &self,
+        start: WalPosition,
+        stop: WalPosition,
+        size: SegmentSize,
+    ) -> Result<Vec<SegmentName>, BackupError> {
+        let needed = segments(start, stop, size);
+        let ends = needed.first().zip(needed.last());
+        let names = ends.map(|(first, last)| (first[0].to_string(), last[0].to_string()));
+        let common = names.map(|(first, last)| {
+            let same = first.bytes().zip(last.bytes()).take_while(|(a, b)| a == b);
+            first[..same.count()].to_owned()
+        });
+        let one_timeline = start.timeline == stop.timeline;
+        let common = common.filter(|_| one_timeline).unwrap_or_default();
+        let listed = self.objects.list(&format!("{WAL}{common}")).await?;
+        let there: BTreeSet<String> = listed
+            .iter()
+            .filter_map(|object| match layout::read_wal(&object.key)?.0 {
+                ArchiveFile::Segment(name) => Some(name.to_string()),
+                _ => None,
+            })
+            .collect();
+        let is_there = |names: &Vec<SegmentName>| {
+            let mut names = names.iter();
+            names.any(|name| there.contains(&name.to_string()))
+        };
+        let missing = needed.into_iter().filter(|names| !is_there(names));
+        Ok(missing.map(|names| names[0]).collect())
+    }
+}
+
+/// Returns the files of the log between two positions. Where they are on different timelines, each
+/// may be of any in between.
+fn segments(start: WalPosition, stop: WalPosition, size: SegmentSize) -> Vec<Vec<SegmentName>> {
+    let timelines = start.timeline.0..=stop.timeline.0;
+    let mut lsn = Lsn(start.lsn.0 / size.bytes() * size.bytes());
+    let mut found = Vec::new();
+    while lsn < stop.lsn {
+        let named = |timeline| size.segment_at(Timeline(timeline), lsn);
+        found.push(timelines.clone().map(named).collect());
+        match lsn.0.checked_add(size.bytes()) {
+            Some(next) => lsn = Lsn(next),
+            None => break,
+        }
+    }
+    found
+}
+
+fn add_entry(tar: &mut Builder<Counted>, root: &Path, entry: &Entry) -> io::Result<()> {
+    if entry.is_folder {
+        let mut header = header(EntryType::Directory, entry.mode, entry.modified, 0);
+        return tar.append_data(&mut header, &entry.path, io::empty());
+    }
+    let path = root.join(&entry.path);
+    let file = match File::open(&path) {
+        // Replay makes up for it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            let text = format!("{}: {error}", path.display());
+            return Err(io::Error::new(error.kind(), text));
+        }
+        Ok(file) => file,
+    };
+    let mut header = header(EntryType::Regular, entry.mode, entry.modified, entry.bytes);
+    let bytes = Padded {
+        file,
+        left: entry.bytes,
+    };
+    tar.append_data(&mut header, &entry.path, bytes)
+}
+
+fn header(kind: EntryType, mode: u32, modified: u64, bytes: u64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode);
+    header.set_mtime(modified);
+    header.set_size(bytes);
+    header.set_uid(0);
+    header.set_gid(0);
+    header
+}
+
+/// A file as long as it was when it was looked at: what it grew by is left out, what it was cut off
+/// is zeros. Replay writes both anew.
+struct Padded {
+    file: File,
+    left: u64,
+}
+
+impl Read for Padded {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left)
+            .unwrap_or(usize::MAX)
+            .min(into.len());
+        let into = &mut into[..most];
+        let mut read = self.file.read(into)?;
+        if read == 0 {
+            into.fill(0);
+            read = most;
+        }
+        self.left -= read as u64;
+        Ok(read)
+    }
+}
+
+/// What is compressed, counted before it is.
+struct Counted {
+    encoder: Box<dyn Encode>,
+    bytes: u64,
+    crc32: crc32fast::Hasher,
+}
+
+impl Counted {
+    fn new(encoder: Box<dyn Encode>) -> Self {
+        Self {
+            encoder,
+            bytes: 0,
+            crc32: crc32fast::Hasher::new(),
+        }
+    }
+
+    fn finish(self) -> io::Result<(u64, u32)> {
+        self.encoder.finish()?;
+        Ok((self.bytes, self.crc32.finalize()))
+    }
+}
+
+impl Write for Counted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.encoder.write(bytes)?;
+        self.crc32.update(&bytes[..written]);
+        self.bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.encoder.flush()
+    }
+}
+
+fn seconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_of_a_backup_is_every_file_that_it_touches() {
+        let at = |timeline, lsn| WalPosition {
+            timeline: Timeline(timeline),
+            lsn: Lsn(lsn),
+        };
+        let names = |start, stop| {
+            let found = segments(start, stop, SegmentSize::DEFAULT);
+            let named = |names: &Vec<SegmentName>| {
+                let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+                names.join(" ")
+            };
+            found.iter().map(named).collect::<Vec<String>>()
+        };
+        let one = ["000000010000000000000003"];
+        assert_eq!(names(at(1, 0x300_0028), at(1, 0x300_0100)), one);
+        assert_eq!(names(at(1, 0x300_0028), at(1, 0x400_0000)), one);
+        let two = ["000000010000000000000003", "000000010000000000000004"];
+        assert_eq!(names(at(1, 0x300_0028), at(1, 0x400_0001)), two);
+        let crossed = ["000000010000000000000003 000000020000000000000003"];
+        assert_eq!(names(at(1, 0x300_0028), at(2, 0x300_0100)), crossed);
+    }
+}
