@@ -265,6 +265,10 @@ fn take_entries<R: Read>(tar: &mut tar::Archive<R>, target: &Target) -> Result<(
     for entry in tar.entries().map_err(Failure::Reading)? {
         let mut entry = entry.map_err(Failure::Reading)?;
         let path = entry.path().map_err(Failure::Reading)?.into_owned();
+        // What WAL-E calls the data directory itself.
+        if path == Path::new("/") {
+            continue;
+        }
         let place = target.place_of(&path).map_err(Failure::Entry)?;
         let failed = |error| Failure::Writing(place.clone(), error);
         match entry.header().entry_type() {

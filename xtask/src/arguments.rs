@@ -168,8 +168,9 @@ Without options, what the demo needs, from the system's packages (as root, or th
 PostgreSQL 15, etcd and protoc. No service is started and no database cluster is created. Where
 the system is not Debian 12, PostgreSQL 15 goes beside the system's own version.
 
-  --full  Also what the tests, `chaos` and `bench` need: haproxy, dnsmasq, iproute2, lzop, ZooKeeper (with Java),
-          cargo-nextest, PostgreSQL 13, 16 and 18 and Consul beside the system's, and stock Patroni.
+  --full  Also what the tests, `chaos` and `bench` need: haproxy, dnsmasq, iproute2, lzop, pv,
+          ZooKeeper (with Java), cargo-nextest, PostgreSQL 13, 16 and 18 and Consul beside the
+          system's, stock Patroni, WAL-E and moto.
 
 What is installed beside the system goes to /var/cache/spilo-tools, because servers that are
 started by root run as the user postgres, who must be able to read it; without root it goes to

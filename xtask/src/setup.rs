@@ -37,6 +37,8 @@ pub(crate) fn setup(extent: Extent) -> Result<Tools> {
         python::install_postgres_16_and_18()
             .context("PostgreSQL 16 and 18 could not be installed")?;
         python::install_patroni().context("Patroni could not be installed")?;
+        python::install_wal_e().context("WAL-E could not be installed")?;
+        python::install_moto().context("moto could not be installed")?;
     }
     let found = Tools::find();
     let wanted = if extent == Extent::Full {

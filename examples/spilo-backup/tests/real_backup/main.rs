@@ -5,6 +5,7 @@
 #[path = "../../../../spilo-backup/tests/s3/s3.rs"]
 mod s3;
 mod server;
+mod wal_e;
 
 use std::fs;
 
@@ -17,7 +18,8 @@ async fn a_server_comes_back(version: &str) {
         return;
     };
     let place = Place::s3().await;
-    let mut source = Server::create(&place, &version, "source").await;
+    let push = place.command_line("wal-push %p");
+    let mut source = Server::create(&place, &version, "source", &push);
     source.sql("CREATE TABLE rows (n int PRIMARY KEY, text text)");
     source.sql(&format!(
         "CREATE TABLESPACE fast LOCATION '{}'",

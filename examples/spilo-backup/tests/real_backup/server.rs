@@ -1,6 +1,8 @@
 //! Servers of tests, and the command that backs them up.
 
 use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -38,24 +40,40 @@ impl Version {
         None
     }
 
-    fn program(&self, name: &str) -> PathBuf {
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
         self.bin_dir.join(name)
     }
 }
 
 /// An archive in S3, and a directory for the servers of one test.
 pub(crate) struct Place {
-    server: s3::S3Server,
+    store: Store,
     home: TempDir,
     owner: Option<(u32, u32)>,
 }
 
+/// Who speaks S3.
+enum Store {
+    OfTheTest(s3::S3Server),
+    Moto(Moto),
+}
+
 impl Place {
+    /// Takes the S3 server of the tests.
     pub(crate) async fn s3() -> Self {
+        Self::on(Store::OfTheTest(s3::S3Server::start().await))
+    }
+
+    /// Takes moto, which others made.
+    pub(crate) fn moto() -> Self {
+        Self::on(Store::Moto(Moto::start()))
+    }
+
+    fn on(store: Store) -> Self {
         let home = tempfile::Builder::new().prefix("spilo-").tempdir().unwrap();
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let place = Self {
-            server: s3::S3Server::start().await,
+            store,
             home,
             owner: owner(),
         };
@@ -73,6 +91,7 @@ impl Place {
     pub(crate) fn folder(&self, name: &str) -> PathBuf {
         let path = self.home().join(name);
         fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         self.own(&path);
         path
     }
@@ -100,6 +119,11 @@ impl Place {
         (output.status.code().unwrap(), told)
     }
 
+    /// Returns the command with arguments, as a server runs it.
+    pub(crate) fn command_line(&self, arguments: &str) -> String {
+        format!("{} {arguments}", self.program().display())
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.run(&self.program());
         command.args(arguments);
@@ -111,12 +135,20 @@ impl Place {
     }
 
     /// Prepares a program to be run as the servers are.
-    fn run(&self, program: &Path) -> Command {
+    pub(crate) fn run(&self, program: &Path) -> Command {
+        let address = match &self.store {
+            Store::OfTheTest(server) => server.address().to_string(),
+            Store::Moto(moto) => moto.address.clone(),
+        };
         let mut command = Command::new(program);
         command
             .current_dir(self.home())
             .env("SPILO_ARCHIVE", format!("s3://{}/main", s3::BUCKET))
-            .env("AWS_ENDPOINT_URL", self.server.url())
+            .env("AWS_ENDPOINT_URL", format!("http://{address}"))
+            .env("WALE_S3_PREFIX", format!("s3://{}/main", s3::BUCKET))
+            .env("WALE_S3_ENDPOINT", format!("http+path://{address}"))
+            .env("WALE_LOG_DESTINATION", "stderr")
+            .env("HOME", self.home())
             .env("AWS_REGION", "us-east-1")
             .env("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY)
             .env("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY)
@@ -135,6 +167,50 @@ impl Place {
     }
 }
 
+/// A moto with one bucket. It is killed when it is dropped.
+struct Moto {
+    process: Child,
+    address: String,
+}
+
+impl Moto {
+    fn start() -> Self {
+        let bin = std::env::var_os("SPILO_MOTO_BIN").expect("SPILO_MOTO_BIN: cargo xtask setup");
+        let mut process = Command::new(Path::new(&bin).join("moto_server"))
+            .args(["-H", "127.0.0.1", "-p", "0"])
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = lines.find_map(|line| {
+            let line = line.unwrap();
+            let address = line.split_once("Running on http://")?.1.trim().to_owned();
+            Some(address)
+        });
+        // What it goes on saying must not fill the pipe.
+        std::thread::spawn(move || lines.for_each(drop));
+        let address = address.expect("it says where it listens");
+        let mut request = TcpStream::connect(&address).unwrap();
+        let put = format!(
+            "PUT /{} HTTP/1.0\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n",
+            s3::BUCKET
+        );
+        request.write_all(put.as_bytes()).unwrap();
+        let mut answer = String::new();
+        request.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(" 200 "), "{answer}");
+        Self { process, address }
+    }
+}
+
+impl Drop for Moto {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
 /// A server on a socket in its own directory. It is killed when it is dropped.
 pub(crate) struct Server<'a> {
     place: &'a Place,
@@ -144,8 +220,13 @@ pub(crate) struct Server<'a> {
 }
 
 impl<'a> Server<'a> {
-    /// Makes a new server, which archives its log.
-    pub(crate) async fn create(place: &'a Place, version: &Version, name: &str) -> Self {
+    /// Makes a new server, which archives its log with a command.
+    pub(crate) fn create(
+        place: &'a Place,
+        version: &Version,
+        name: &str,
+        archive_command: &str,
+    ) -> Self {
         let mut server = Self::new(place, version, name);
         let mut initdb = place.run(&version.program("initdb"));
         initdb.args([
@@ -160,10 +241,8 @@ impl<'a> Server<'a> {
         ]);
         let done = initdb.arg(server.data()).stdout(Stdio::null()).status();
         assert!(done.unwrap().success(), "initdb");
-        let program = place.program();
         server.configure(&format!(
-            "archive_mode = on\narchive_command = '{} wal-push %p'\n",
-            program.display()
+            "archive_mode = on\narchive_command = '{archive_command}'\n"
         ));
         server.start();
         server
@@ -171,21 +250,34 @@ impl<'a> Server<'a> {
 
     /// Restores the latest backup, replays what was archived since, and waits until it is done.
     pub(crate) fn restore(place: &'a Place, version: &Version, name: &str, settings: &str) -> Self {
-        let mut server = Self::new(place, version, name);
+        let server = Self::new(place, version, name);
         place.backup(&["backup-fetch", "LATEST", &server.data()]);
-        let program = place.program();
-        server.configure(&format!(
-            "archive_mode = off\nrestore_command = '{} wal-fetch %f %p'\n{settings}",
-            program.display()
+        let fetch = place.command_line("wal-fetch %f %p");
+        server.recover(&fetch, settings)
+    }
+
+    /// Starts a server on a data directory that somebody restored, and waits until it is done.
+    pub(crate) fn restored(
+        place: &'a Place,
+        version: &Version,
+        name: &str,
+        restore_command: &str,
+    ) -> Self {
+        Self::new(place, version, name).recover(restore_command, "")
+    }
+
+    fn recover(mut self, restore_command: &str, settings: &str) -> Self {
+        self.configure(&format!(
+            "archive_mode = off\nrestore_command = '{restore_command}'\n{settings}"
         ));
-        let signal = server.path().join("recovery.signal");
+        let signal = self.path().join("recovery.signal");
         fs::write(&signal, "").unwrap();
-        place.own(&signal);
-        server.start();
-        server.wait("recovery", |server| {
+        self.place.own(&signal);
+        self.start();
+        self.wait("recovery", |server| {
             server.try_sql("SELECT pg_is_in_recovery()").as_deref() == Some("f")
         });
-        server
+        self
     }
 
     fn new(place: &'a Place, version: &Version, name: &str) -> Self {
@@ -201,12 +293,14 @@ impl<'a> Server<'a> {
         self.path().display().to_string()
     }
 
+    /// Returns the directory of its socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.place.home().join(format!("{}.socket", self.name))
+    }
+
     pub(crate) fn conninfo(&self) -> String {
-        let home = self.place.home().display();
-        format!(
-            "host={home}/{}.socket user=postgres dbname=postgres",
-            self.name
-        )
+        let socket = self.socket();
+        format!("host={} user=postgres dbname=postgres", socket.display())
     }
 
     /// Runs SQL, and returns what it prints.
@@ -264,14 +358,27 @@ impl<'a> Server<'a> {
 
     fn configure(&self, settings: &str) {
         let socket = self.place.folder(&format!("{}.socket", self.name));
+        // WAL-E leaves configuration out.
+        let files = [
+            ("pg_hba.conf", "local all all trust\n"),
+            ("pg_ident.conf", ""),
+        ];
+        for (file, text) in files {
+            let path = self.path().join(file);
+            if !path.exists() {
+                fs::write(&path, text).unwrap();
+                self.place.own(&path);
+            }
+        }
         let path = self.path().join("postgresql.conf");
-        let mut text = fs::read_to_string(&path).unwrap();
+        let mut text = fs::read_to_string(&path).unwrap_or_default();
         text.push_str(&format!(
             "listen_addresses = ''\nunix_socket_directories = '{}'\nfsync = off\n\
              shared_buffers = 16MB\nmax_connections = 20\n{settings}",
             socket.display()
         ));
         fs::write(&path, text).unwrap();
+        self.place.own(&path);
     }
 
     fn start(&mut self) {
