@@ -114,7 +114,12 @@ impl S3 {
     pub async fn new(options: S3Options) -> Result<Self, BackupError> {
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http_client(&options)?)
-            .retry_config(RetryConfig::standard().with_max_attempts(5))
+            .retry_config(
+                // Who runs this tries again too; a store that is away is told soon.
+                RetryConfig::standard()
+                    .with_max_attempts(5)
+                    .with_initial_backoff(Duration::from_millis(200)),
+            )
             .timeout_config(
                 TimeoutConfig::builder()
                     .connect_timeout(Duration::from_secs(5))
