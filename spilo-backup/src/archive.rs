@@ -93,6 +93,12 @@ impl Archive {
             return Ok(known);
         }
         let key = layout::sentinel(name);
+        // A name of another form could lead out of the archive.
+        if layout::read_backup_name(&name.0).is_none() {
+            let action = format!("read the sentinel of {:?}", name.0);
+            let problem = "no whole backup has such a name";
+            return Err(self.error(BackupErrorKind::NotFound, action, problem));
+        }
         let bytes = self.objects.get(&key).await?.all(DOCUMENT).await?;
         Sentinel::read(name, &bytes).map_err(|problem| {
             let action = format!("read {}", self.objects.place(&key));

@@ -92,7 +92,8 @@ impl Archive {
             Err(error) => return Err(error),
         };
         for (key, codec) in self.stored(&file).await? {
-            if key == expected {
+            // One that was not there a moment ago, and is listed, has come since.
+            if key == expected && failed.kind() == BackupErrorKind::Damaged {
                 continue;
             }
             match self.fetch_one(file, &key, codec, into).await {

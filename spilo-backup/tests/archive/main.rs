@@ -6,6 +6,8 @@
 mod s3;
 
 mod base;
+mod conformance;
+mod faults;
 mod kept;
 mod wal;
 

@@ -67,7 +67,9 @@ impl Machine {
         let predecessor = facts.predecessor.as_ref();
         let free = predecessor.and_then(Predecessor::may_write_until);
         let document = report::next_write_at(&self.view());
-        let peers = facts.peers.values();
+        // What a switchover may be waiting for.
+        let asked = self.view().cluster().is_some_and(|c| c.failover.is_some());
+        let peers = facts.peers.values().filter(|_| asked);
         let peers = peers.filter_map(|seen| Some(seen.at + seen.value.as_ref()?.waits));
         let lanes = &facts.lanes;
         let failed = [

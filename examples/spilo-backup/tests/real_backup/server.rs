@@ -119,6 +119,21 @@ impl Place {
         (output.status.code().unwrap(), told)
     }
 
+    /// Starts the command, without anybody to listen to what it says.
+    pub(crate) fn spawn(&self, arguments: &[String]) -> Child {
+        let mut command = self.run(&self.program());
+        let command = command.args(arguments).stdout(Stdio::null());
+        command.stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    /// Returns where the objects lie as files.
+    pub(crate) fn bucket(&self) -> PathBuf {
+        match &self.store {
+            Store::OfTheTest(server) => server.bucket(),
+            Store::Moto(_) => panic!("moto keeps them in memory"),
+        }
+    }
+
     /// Returns the command with arguments, as a server runs it.
     pub(crate) fn command_line(&self, arguments: &str) -> String {
         format!("{} {arguments}", self.program().display())

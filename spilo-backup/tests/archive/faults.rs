@@ -1,0 +1,248 @@
+//! A line to the store on which things go wrong.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use spilo_backup::{Archive, ArchiveOptions, Codec, Pushed};
+use spilo_core::backup::BackupErrorKind;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::{Place, client, segment};
+
+const NAME: &str = "000000010000000000000003";
+
+/// What happens to one connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The answer ends after so many bytes.
+    CutAfter(usize),
+    /// The request ends after so many bytes, and nothing is answered.
+    CutRequest(usize),
+    /// Whatever is asked, this is answered.
+    Answer(&'static str),
+    /// The byte there of the answer is another.
+    Wrong(usize),
+    /// It goes slowly.
+    Slow,
+}
+
+const BUSY: &str = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const ABSENT: &str = "HTTP/1.1 404 Not Found\r\nContent-Type: application/xml\r\n\
+    Content-Length: 39\r\nConnection: close\r\n\r\n<Error><Code>NoSuchKey</Code>  </Error>";
+
+/// A proxy before the store, which lets pass what no fault is planned for.
+struct Line {
+    address: SocketAddr,
+    planned: Arc<Mutex<VecDeque<Fault>>>,
+    _task: JoinSet<()>,
+}
+
+impl Line {
+    async fn before(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let planned = Arc::new(Mutex::new(VecDeque::new()));
+        let faults = Arc::clone(&planned);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                let fault = faults.lock().unwrap().pop_front();
+                connections.spawn(carry(client, server, fault));
+            }
+        });
+        Self {
+            address,
+            planned,
+            _task: task,
+        }
+    }
+
+    /// Returns an archive whose next connections have these faults.
+    async fn archive(&self, codec: Codec, faults: &[Fault]) -> Archive {
+        *self.planned.lock().unwrap() = faults.iter().copied().collect();
+        let objects = client(&format!("http://{}", self.address)).await;
+        let mut options = ArchiveOptions::default();
+        options.codec = codec;
+        Archive::new(Arc::new(objects), options)
+    }
+}
+
+async fn carry(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) {
+    if let Some(Fault::Answer(text)) = fault {
+        let mut request = [0; 4096];
+        client.read(&mut request).await.ok();
+        client.write_all(text.as_bytes()).await.ok();
+        client.shutdown().await.ok();
+        return;
+    }
+    let mut server = TcpStream::connect(server).await.unwrap();
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
+    let requests = async {
+        let left = match fault {
+            Some(Fault::CutRequest(bytes)) => bytes,
+            _ => usize::MAX,
+        };
+        copy(&mut from_client, &mut to_server, left, None, Duration::ZERO).await;
+    };
+    let answers = async {
+        let (left, wrong, pause) = match fault {
+            Some(Fault::CutAfter(bytes)) => (bytes, None, Duration::ZERO),
+            Some(Fault::Wrong(at)) => (usize::MAX, Some(at), Duration::ZERO),
+            Some(Fault::Slow) => (usize::MAX, None, Duration::from_millis(5)),
+            _ => (usize::MAX, None, Duration::ZERO),
+        };
+        copy(&mut from_server, &mut to_client, left, wrong, pause).await;
+    };
+    // Whichever way ends, the connection does.
+    tokio::select! {
+        () = requests => {}
+        () = answers => {}
+    }
+}
+
+async fn copy(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    mut left: usize,
+    wrong: Option<usize>,
+    pause: Duration,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    let mut done = 0;
+    while left > 0 {
+        let most = left.min(buffer.len());
+        let Ok(read @ 1..) = from.read(&mut buffer[..most]).await else {
+            return;
+        };
+        if let Some(at) = wrong.and_then(|wrong| wrong.checked_sub(done))
+            && at < read
+        {
+            buffer[at] ^= 0x10;
+        }
+        tokio::time::sleep(pause).await;
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+        done += read;
+        left -= read;
+    }
+}
+
+/// A store with one file of the log, and a line to it.
+async fn line(codec: Codec) -> (Place, Line, Vec<u8>) {
+    let place = Place::s3().await;
+    let server = place._server.as_ref().unwrap().address();
+    let line = Line::before(server).await;
+    let bytes = segment(NAME, 7, 1 << 20, 1);
+    let path = place.file(NAME, &bytes);
+    place.archive(codec).push_wal(&path).await.unwrap();
+    (place, line, bytes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f38_what_breaks_off_is_gone_on_with() {
+    let (place, line, bytes) = line(Codec::Zstd).await;
+    let into = place.scratch().join("RECOVERYXLOG");
+    for faults in [
+        &[Fault::CutAfter(0)][..],
+        &[Fault::CutAfter(100)],
+        &[Fault::CutAfter(300_000)],
+        &[
+            Fault::CutAfter(300_000),
+            Fault::CutAfter(100_000),
+            Fault::CutAfter(5),
+        ],
+        &[Fault::CutRequest(10)],
+        &[Fault::Answer(BUSY)],
+        &[Fault::Answer(BUSY), Fault::Answer(BUSY), Fault::Slow],
+        &[Fault::Slow],
+        &[Fault::Answer(ABSENT)],
+    ] {
+        let archive = line.archive(Codec::Zstd, faults).await;
+        let fetched = archive.fetch_wal(NAME, &into).await;
+        fetched.unwrap_or_else(|error| panic!("{faults:?}: {error}"));
+        assert!(fs::read(&into).unwrap() == bytes, "{faults:?}");
+        fs::remove_file(&into).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn f38_what_goes_on_failing_is_an_error_and_leaves_nothing() {
+    let (place, line, _) = line(Codec::Zstd).await;
+    let into = place.scratch().join("RECOVERYXLOG");
+    for (fault, kind) in [
+        (Fault::CutAfter(0), BackupErrorKind::Unavailable),
+        (Fault::CutAfter(1000), BackupErrorKind::Unavailable),
+        (Fault::Answer(BUSY), BackupErrorKind::Unavailable),
+        (Fault::Answer(ABSENT), BackupErrorKind::Unavailable),
+    ] {
+        let archive = line.archive(Codec::Zstd, &[fault; 50]).await;
+        let error = archive.fetch_wal(NAME, &into).await.unwrap_err();
+        // What is not there cannot be told from what is said not to be there; a list that is none
+        // can.
+        let told = fault == Fault::Answer(ABSENT) || error.kind() == kind;
+        assert!(told, "{fault:?}: {error}");
+        let left = fs::read_dir(place.scratch()).unwrap().flatten();
+        let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+        assert_eq!(left, ["pg_wal"], "{fault:?}");
+    }
+}
+
+/// Wherever a byte is changed on the way: in what says how long it is, or in what it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn f38_wrong_bytes_are_never_handed_out() {
+    for codec in [Codec::Zstd, Codec::Lz4, Codec::Lzo] {
+        let (place, line, bytes) = line(codec).await;
+        let into = place.scratch().join("RECOVERYXLOG");
+        for at in (0..400).step_by(23).chain([5000, 100_000, 400_000]) {
+            let archive = line.archive(codec, &[Fault::Wrong(at)]).await;
+            let fetch = archive.fetch_wal(NAME, &into);
+            let fetched = tokio::time::timeout(Duration::from_secs(60), fetch).await;
+            if fetched.unwrap().is_ok() {
+                assert!(fs::read(&into).unwrap() == bytes, "{codec} at {at}");
+                fs::remove_file(&into).unwrap();
+            }
+            assert!(!into.exists(), "{codec} at {at}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_pushed_over_a_bad_line_is_there_once_and_whole() {
+    let (place, line, _) = line(Codec::Zstd).await;
+    let into = place.scratch().join("x");
+    for (n, faults) in [
+        &[Fault::CutAfter(0)][..],
+        &[Fault::CutRequest(200_000)],
+        &[
+            Fault::CutRequest(200_000),
+            Fault::CutRequest(500),
+            Fault::CutAfter(20),
+        ],
+        &[Fault::Answer(BUSY), Fault::Answer(BUSY)],
+        &[Fault::Slow],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("0000000100000000000000{:02X}", n + 16);
+        let bytes = segment(&name, 7, 1 << 20, u8::try_from(n).unwrap());
+        let path = place.file(&name, &bytes);
+        let archive = line.archive(Codec::Zstd, faults).await;
+        let pushed = archive.push_wal(&path).await;
+        // Whether the first attempt arrived is not always known; that it is there is.
+        pushed.unwrap_or_else(|error| panic!("{faults:?}: {error}"));
+        let archive = place.archive(Codec::Zstd);
+        assert_eq!(archive.push_wal(&path).await.unwrap(), Pushed::Already);
+        archive.fetch_wal(&name, &into).await.unwrap();
+        assert!(fs::read(&into).unwrap() == bytes, "{faults:?}");
+    }
+}
