@@ -77,7 +77,9 @@ impl Line {
 async fn carry(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) {
     if let Some(Fault::Answer(text)) = fault {
         let mut request = [0; 4096];
-        client.read(&mut request).await.ok();
+        let Ok(1..) = client.read(&mut request).await else {
+            return;
+        };
         client.write_all(text.as_bytes()).await.ok();
         client.shutdown().await.ok();
         return;
