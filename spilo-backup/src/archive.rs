@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore};
 use spilo_core::pg::Progress;
+use spilo_core::wal::Lsn;
 
 use crate::codec::Codec;
 use crate::layout::{self, BACKUPS};
@@ -56,6 +57,22 @@ impl Archive {
             options: Arc::new(options),
             known: Arc::default(),
         }
+    }
+
+    /// Returns the backups that are whole, the newest last.
+    ///
+    /// A later timeline comes after an earlier one, whatever the positions: a cluster that was
+    /// recovered to a moment has begun one there, and what was after that moment was given up.
+    ///
+    /// # Errors
+    /// As [`backups`](BackupStore::backups).
+    ///
+    /// # Cancellation
+    /// Safe.
+    pub async fn backups_by_age(&self) -> Result<Vec<BackupInfo>, BackupError> {
+        let mut backups = self.backups().await?;
+        backups.sort_by_key(age);
+        Ok(backups)
     }
 
     /// Returns what the sentinels in a listing say. One that says nothing usable hides no other.
@@ -119,6 +136,11 @@ impl Archive {
         let known = self.known.lock();
         known.unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// What backups are sorted by for how old they are.
+pub(crate) fn age(info: &BackupInfo) -> (u32, Lsn, Lsn) {
+    (info.start.timeline.0, info.start.lsn, info.stop.lsn)
 }
 
 #[async_trait]

@@ -24,13 +24,24 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory, which is made with the first object if need be.
+    /// Takes the directory, which has to be there: one that is not may be one that is not mounted.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
     fn path(&self, key: &str) -> PathBuf {
         self.root.join(key)
+    }
+
+    fn is_there(&self, action: &str, key: &str) -> Result<(), BackupError> {
+        if self.root.is_dir() {
+            return Ok(());
+        }
+        let action = format!("{action} {}", self.place(key));
+        let root = self.root.display();
+        let problem = format!("there is no directory {root}: make it, or mount what belongs there");
+        let kind = BackupErrorKind::Refused;
+        Err(BackupError::new(self.kind(), kind, action, problem))
     }
 
     fn error(&self, action: &str, key: &str, error: io::Error) -> BackupError {
@@ -67,6 +78,7 @@ impl Objects for Directory {
         let failed = |error| self.error("write", key, error);
         let folder = path.parent().unwrap_or(&self.root).to_owned();
         let root = self.root.clone();
+        self.is_there("write", key)?;
         let made = blocking(move || {
             make_folders(&root, &folder)?;
             tempfile::Builder::new().prefix(".new-").tempfile_in(folder)
@@ -86,7 +98,13 @@ impl Objects for Directory {
     async fn get(&self, key: &str) -> Result<Body, BackupError> {
         let path = self.path(key);
         let opened = blocking(move || File::open(path)).await;
-        let mut file = opened.map_err(|error| self.error("read", key, error))?;
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(error) => {
+                self.is_there("read", key)?;
+                return Err(self.error("read", key, error));
+            }
+        };
         let (this, key) = (self.clone(), key.to_owned());
         Ok(Body::made_by(move |sender| async move {
             loop {
@@ -110,6 +128,7 @@ impl Objects for Directory {
         // Whatever stands before the last slash is a folder.
         let folder = prefix.rsplit_once('/').map_or("", |(folder, _)| folder);
         let (root, begin) = (self.root.clone(), self.path(folder));
+        self.is_there("list", prefix)?;
         let wanted = prefix.to_owned();
         let walked = blocking(move || {
             let mut found = Vec::new();

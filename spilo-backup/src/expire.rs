@@ -7,15 +7,15 @@ use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName};
 use spilo_core::segment::{ArchiveFile, SegmentSize};
 use spilo_core::wal::Lsn;
 
-use crate::archive::Archive;
+use crate::archive::{Archive, age};
 use crate::layout::{self, BACKUPS, WAL};
 
 /// Which base backups stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keep {
-    /// So many of those farthest along the log; at least one.
+    /// So many of the newest, as [`Archive::backups_by_age`] has them; at least one.
     Newest(usize),
-    /// This one and all that are as far along as it is.
+    /// This one and all that are newer.
     From(BackupName),
 }
 
@@ -50,7 +50,7 @@ impl Archive {
         let listed = self.objects.list(BACKUPS).await?;
         let sentinels = self.sentinels(&listed).await?;
         let mut whole: Vec<BackupInfo> = sentinels.into_iter().map(|found| found.info).collect();
-        whole.sort_by_key(|info| (info.start.lsn, info.stop.lsn));
+        whole.sort_by_key(age);
         let read: BTreeSet<&BackupName> = whole.iter().map(|info| &info.name).collect();
         let named = listed
             .iter()
@@ -64,16 +64,16 @@ impl Archive {
                 return Err(refuse(problem));
             }
         }
-        let first = match keep {
-            Keep::Newest(0) => return Err(refuse("at least one backup is kept".to_owned())),
-            Keep::Newest(count) => whole.len().saturating_sub(*count),
-            Keep::From(name) => {
-                let at = whole.iter().find(|info| info.name == *name);
-                let at = at.ok_or_else(|| refuse(format!("there is no backup {name}")))?;
-                whole.partition_point(|info| info.start.lsn < at.start.lsn)
-            }
-        };
-        let Some(oldest) = whole.get(first) else {
+        let first = first_kept(keep, &whole).map_err(refuse)?;
+        let systems: BTreeSet<_> = whole.iter().filter_map(|info| info.system).collect();
+        if systems.len() > 1 {
+            let problem = "its backups are of different clusters, and nobody knows which log is \
+                           whose; each cluster needs an archive of its own";
+            return Err(refuse(problem.to_owned()));
+        }
+        // Of timelines that were left, a later backup may begin earlier.
+        let oldest = whole[first..].iter().min_by_key(|info| info.start.lsn);
+        let Some(oldest) = oldest else {
             return Ok(Expired::default());
         };
         let sizes: BTreeSet<u64> = whole[first..]
@@ -129,6 +129,19 @@ impl Archive {
             }
         }
         Ok(())
+    }
+}
+
+/// Returns where what is kept begins among backups by age.
+fn first_kept(keep: &Keep, whole: &[BackupInfo]) -> Result<usize, String> {
+    match keep {
+        Keep::Newest(0) => Err("at least one backup is kept".to_owned()),
+        Keep::Newest(count) => Ok(whole.len().saturating_sub(*count)),
+        Keep::From(name) => {
+            let at = whole.iter().find(|info| info.name == *name);
+            let at = at.ok_or_else(|| format!("there is no backup {name}"))?;
+            Ok(whole.partition_point(|info| age(info) < age(at)))
+        }
     }
 }
 

@@ -32,6 +32,15 @@ struct Target {
     failed: AtomicBool,
 }
 
+/// Tells the threads to stop when it is dropped.
+struct Ends(Arc<Target>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.failed.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Without this file no server starts on a directory: it appears last.
 const CONTROL: &str = "global/pg_control";
 
@@ -62,11 +71,15 @@ impl Archive {
             let name = object.key.strip_prefix(&folder)?;
             Some((name.to_owned(), layout::read_part(name)?))
         });
-        let parts: Vec<(String, Codec)> = names.collect();
+        let mut parts: Vec<(String, Codec)> = names.collect();
         let own = sentinel.own.as_ref().map(|own| &own.parts[..]);
         let damaged = |problem| self.error(BackupErrorKind::Damaged, &action, problem);
         if let Some(lost) = lost(&parts, own) {
             return Err(damaged(format!("its part {lost} is not in the archive")));
+        }
+        if let Some(own) = own {
+            // What was left of another attempt is not of this backup.
+            parts.retain(|(name, _)| own.iter().any(|part| part.name == *name));
         }
         let total = sentinel.info.size.unwrap_or(0);
         let target = Target {
@@ -76,6 +89,8 @@ impl Archive {
             failed: AtomicBool::new(false),
         };
         let target = Arc::new(target);
+        // Whatever ends this ends its threads.
+        let _ends = Ends(Arc::clone(&target));
         let local = |error: io::Error| {
             let kind = match error.kind() {
                 io::ErrorKind::DirectoryNotEmpty => BackupErrorKind::Refused,
@@ -87,6 +102,9 @@ impl Archive {
         blocking(move || prepared.prepare()).await.map_err(local)?;
         let expected = own.unwrap_or_default();
         self.fetch_parts(&folder, parts, expected, &target).await?;
+        if !into.join(HELD_BACK).is_file() {
+            return Err(damaged(format!("it has no {CONTROL}")));
+        }
         blocking(move || target.finish()).await.map_err(local)
     }
 
@@ -191,6 +209,9 @@ impl Target {
         for place in places.chain([&self.data_dir]) {
             rustix::fs::syncfs(File::open(place)?)?;
         }
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(io::Error::other("it was given up"));
+        }
         let (held, control) = (self.data_dir.join(HELD_BACK), self.data_dir.join(CONTROL));
         fs::rename(held, control)?;
         File::open(self.data_dir.join("global"))?.sync_all()
@@ -271,18 +292,27 @@ fn take_entries<R: Read>(tar: &mut tar::Archive<R>, target: &Target) -> Result<(
         }
         let place = target.place_of(&path).map_err(Failure::Entry)?;
         let failed = |error| Failure::Writing(place.clone(), error);
+        if target.failed.load(Ordering::Relaxed) {
+            return Err(Failure::Entry("another part failed".to_owned()));
+        }
         match entry.header().entry_type() {
             EntryType::Directory => make_folder(&place).map_err(failed)?,
             EntryType::Regular | EntryType::Continuous => {
                 if let Some(folder) = place.parent() {
                     make_folder(folder).map_err(failed)?;
                 }
-                let mut file = OpenOptions::new()
+                let opened = OpenOptions::new()
                     .write(true)
                     .create_new(true)
                     .mode(0o600)
-                    .open(&place)
-                    .map_err(failed)?;
+                    .open(&place);
+                let mut file = match opened {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                        let problem = format!("{} is in the backup twice", path.display());
+                        return Err(Failure::Entry(problem));
+                    }
+                    opened => opened.map_err(failed)?,
+                };
                 let mut piece = vec![0; PIECE];
                 loop {
                     let read = entry.read(&mut piece).map_err(Failure::Reading)?;

@@ -7,20 +7,23 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName};
+use spilo_core::ids::SystemId;
 use spilo_core::pg::Progress;
 use spilo_core::segment::{ArchiveFile, SegmentName, SegmentSize};
 use spilo_core::wal::{Lsn, Timeline, WalPosition};
 use tar::{Builder, EntryType, Header};
 use tokio::task::JoinSet;
 
-use crate::archive::Archive;
+use crate::archive::{Archive, DOCUMENT};
 use crate::blocking;
 use crate::body::Body;
 use crate::codec::Encode;
 use crate::files::{Entry, Plan};
 use crate::layout::{self, BACKUPS, WAL};
 use crate::meter::Meter;
+use crate::objects::Object;
 use crate::sentinel::{Part, Sentinel};
 use crate::session::{Facts, Session};
 
@@ -64,17 +67,22 @@ impl Archive {
         progress: Progress,
     ) -> Result<BackupInfo, BackupError> {
         let started = seconds_since_1970();
-        let session = Session::connect(self.objects.kind(), &options.conninfo).await?;
+        let (session, ended) = Session::connect(self.objects.kind(), &options.conninfo).await?;
         let facts = session.facts().await?;
         self.same_directory(&options.data_dir, &facts.data_directory)?;
         progress.say("waiting for a checkpoint");
         let start = session.start("spilo", facts.version).await?;
+        self.control(&options.data_dir, &facts, start).await?;
         let size = facts.segment_size;
         let segment = size.segment_at(start.timeline, start.lsn);
         let begin = segment.begin(size).unwrap_or_default();
         let name = layout::backup_name(segment, start.lsn.bytes_past(begin));
-        let there = self.objects.list(&format!("{BACKUPS}{name}")).await?;
-        if let Some(first) = there.first() {
+        let listed = self.objects.list(BACKUPS).await?;
+        for other in self.sentinels(&listed).await? {
+            self.same_system(other.info.system, facts.system, &other.info.name.0)?;
+        }
+        let own = |object: &&Object| layout::owner(&object.key).is_some_and(|of| of == name);
+        if let Some(first) = listed.iter().find(own) {
             let place = self.objects.place(&first.key);
             let problem = format!(
                 "{place} is there: a backup that began at the same checkpoint was made, or not \
@@ -82,7 +90,10 @@ impl Archive {
             );
             return Err(self.error(BackupErrorKind::Conflict, "begin the backup", problem));
         }
-        let run = Run {
+        // Of several that began at the same checkpoint, one gets to store this.
+        let text = Body::whole(facts.version_text.clone());
+        self.objects.put(&layout::version(&name), text).await?;
+        let mut run = Run {
             archive: self,
             session,
             facts,
@@ -90,11 +101,23 @@ impl Archive {
             start,
             started,
         };
-        let outcome = run.finish(&options.data_dir, progress).await;
-        if outcome.is_err() {
-            self.clean_up(&name).await;
+        // A backup ends with its session, however long the copy would go on.
+        let copied = tokio::select! {
+            copied = run.copy(&options.data_dir, &progress) => copied,
+            problem = ended => Err(self.error(
+                BackupErrorKind::Unavailable,
+                "make a base backup",
+                format!("the connection to the server ended: {problem}"),
+            )),
+        };
+        match copied {
+            // Whatever becomes of the last request: what it makes whole stays.
+            Ok(sentinel) => run.seal(sentinel).await,
+            Err(error) => {
+                self.clean_up(&name).await;
+                Err(error)
+            }
         }
-        outcome
     }
 
     fn same_directory(&self, given: &Path, served: &Path) -> Result<(), BackupError> {
@@ -111,6 +134,72 @@ impl Archive {
             return Err(self.error(BackupErrorKind::Refused, action(), problem));
         }
         Ok(())
+    }
+
+    /// Refuses what is of another cluster.
+    fn same_system(
+        &self,
+        theirs: Option<SystemId>,
+        ours: SystemId,
+        what: &str,
+    ) -> Result<(), BackupError> {
+        match theirs {
+            Some(theirs) if theirs != ours => {
+                let problem = format!(
+                    "{what} is of the cluster {theirs}, and the server of {ours}: each cluster \
+                     needs an archive of its own"
+                );
+                Err(self.error(BackupErrorKind::Refused, "make a base backup", problem))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads `pg_control` of the data directory, and makes sure that it is the server's.
+    async fn control(
+        &self,
+        data_dir: &Path,
+        facts: &Facts,
+        start: WalPosition,
+    ) -> Result<Vec<u8>, BackupError> {
+        let path = data_dir.join("global/pg_control");
+        let action = format!("read {}", path.display());
+        let failed = |kind, problem: String| self.error(kind, &action, problem);
+        let mut last = None;
+        for _ in 0..50 {
+            let path = path.clone();
+            let read = blocking(move || fs::read(path)).await;
+            let bytes =
+                read.map_err(|error| failed(BackupErrorKind::Unavailable, error.to_string()))?;
+            // One that is read while it is written is read again.
+            if last.as_ref() != Some(&bytes) {
+                last = Some(bytes);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            let eight = |at: usize| bytes.get(at..at + 8).and_then(|part| part.try_into().ok());
+            // `ControlFileData` of all supported versions begins with the system identifier, and
+            // has where the last checkpoint begins at 40.
+            let (Some(system), Some(redo)) = (eight(0), eight(40)) else {
+                return Err(failed(
+                    BackupErrorKind::Refused,
+                    "it is too short".to_owned(),
+                ));
+            };
+            let system = SystemId(u64::from_ne_bytes(system));
+            let redo = Lsn(u64::from_ne_bytes(redo));
+            if system != facts.system || redo < start.lsn {
+                let problem = format!(
+                    "it is of the cluster {system} with a checkpoint at {redo}, and the server's \
+                     backup of {} began at {}: this is the directory of another server",
+                    facts.system, start.lsn
+                );
+                return Err(failed(BackupErrorKind::Refused, problem));
+            }
+            return Ok(bytes);
+        }
+        let problem = "it changes all the time".to_owned();
+        Err(failed(BackupErrorKind::Unavailable, problem))
     }
 
     /// Deletes what was stored of a backup that failed.
@@ -136,28 +225,23 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    async fn finish(self, data_dir: &Path, progress: Progress) -> Result<BackupInfo, BackupError> {
+    /// Stores everything but the sentinel, which it returns.
+    async fn copy(&self, data_dir: &Path, progress: &Progress) -> Result<Sentinel, BackupError> {
         let archive = self.archive;
-        let read = |error: io::Error| {
+        let root = data_dir.to_owned();
+        let plan = blocking(move || Plan::of(&root)).await.map_err(|error| {
             let action = format!("read {}", data_dir.display());
             archive
                 .error(BackupErrorKind::Unavailable, action, error.to_string())
                 .because(error)
-        };
-        let text = self.facts.version_text.clone();
-        let version = layout::version(&self.name);
-        archive.objects.put(&version, Body::whole(text)).await?;
-
-        let root = data_dir.to_owned();
-        let plan = blocking(move || Plan::of(&root)).await.map_err(read)?;
+        })?;
         let tablespaces = plan.tablespaces.clone();
         let mut bytes = plan.bytes();
         let meter = Meter::new("base backup".to_owned(), bytes, progress.clone());
         let mut parts = self.push_parts(data_dir, plan, Arc::new(meter)).await?;
 
         // Before the backup ends, so that a standby's says how far replay has to come.
-        let control = data_dir.join("global/pg_control");
-        let control = blocking(move || fs::read(control)).await.map_err(read)?;
+        let control = archive.control(data_dir, &self.facts, self.start).await?;
         let stopped = self.session.stop(self.facts.version).await?;
         let began = format!("START TIMELINE: {}\n", self.start.timeline);
         if !stopped.label.contains(&began) {
@@ -173,19 +257,33 @@ impl Run<'_> {
         let number = parts.len();
         parts.push(archive.push_last(&self.name, number, last).await?);
 
-        self.await_log(stopped.at, &progress).await?;
+        self.await_log(stopped.at, progress).await?;
         let mut info = BackupInfo::new(self.name.clone(), self.start, stopped.at);
         info.system = Some(self.facts.system);
         info.size = Some(bytes);
         info.segment_size = self.facts.segment_size;
         let times = (self.started, seconds_since_1970());
         let source = data_dir.display().to_string();
-        let sentinel = Sentinel::new(info.clone(), source, tablespaces);
-        let sentinel = sentinel.with(self.facts.version, times, parts);
+        let sentinel = Sentinel::new(info, source, tablespaces);
+        Ok(sentinel.with(self.facts.version, times, parts))
+    }
+
+    /// Makes it a backup.
+    async fn seal(&mut self, sentinel: Sentinel) -> Result<BackupInfo, BackupError> {
+        let objects = &self.archive.objects;
         let key = layout::sentinel(&self.name);
-        let body = Body::whole(sentinel.to_bytes());
-        archive.objects.put(&key, body).await?;
-        Ok(info)
+        let bytes = Bytes::from(sentinel.to_bytes());
+        if let Err(error) = objects.put(&key, Body::whole(bytes.clone())).await {
+            // The answer may have been lost, and the request not.
+            let there = match objects.get(&key).await {
+                Ok(body) => body.all(DOCUMENT).await.ok(),
+                Err(_) => None,
+            };
+            if there != Some(bytes) {
+                return Err(error);
+            }
+        }
+        Ok(sentinel.info)
     }
 
     async fn push_parts(
@@ -238,24 +336,51 @@ impl Run<'_> {
         let mut told = None;
         loop {
             let size = self.facts.segment_size;
-            let missing = self.archive.missing(self.start, stop, size).await?;
-            let Some(first) = missing.first() else {
-                return Ok(());
+            let (missing, problem) = match self.archive.missing(self.start, stop, size).await {
+                Ok(missing) => {
+                    let Some(first) = missing.first() else {
+                        return self.same_log(stop).await;
+                    };
+                    let problem = format!(
+                        "{first} is not in the archive ({} files are missing); see to the server's \
+                         archive_command, and on a standby to archive_mode=always and to \
+                         pg_switch_wal() on its primary",
+                        missing.len()
+                    );
+                    (missing.len(), problem)
+                }
+                // What took hours is not given up for one answer.
+                Err(error) if error.kind() == BackupErrorKind::Unavailable => {
+                    (usize::MAX, error.to_string())
+                }
+                Err(error) => return Err(error),
             };
-            let problem = format!(
-                "{first} is not in the archive ({} files are missing); see to the server's \
-                 archive_command, and on a standby to archive_mode=always",
-                missing.len()
-            );
             if begun.elapsed() >= limit {
                 let problem = format!("after {limit:?}, {problem}");
                 return Err(self.error("end the backup", &problem));
             }
-            if told.replace(missing.len()) != Some(missing.len()) {
+            if told.replace(missing) != Some(missing) {
                 progress.say(&format!("waiting for the archive: {problem}"));
             }
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    /// Makes sure that the log in the archive is that of this cluster, at both ends.
+    async fn same_log(&self, stop: WalPosition) -> Result<(), BackupError> {
+        let needed = segments(self.start, stop, self.facts.segment_size);
+        for names in [needed.first(), needed.last()].into_iter().flatten() {
+            for name in names {
+                let file = ArchiveFile::Segment(*name);
+                for (key, codec) in self.archive.stored(&file).await? {
+                    let place = self.archive.objects.place(&key);
+                    let system = self.archive.writer_of(&key, codec, *name).await?;
+                    self.archive
+                        .same_system(Some(system), self.facts.system, &place)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn error(&self, action: &str, problem: &str) -> BackupError {
@@ -293,11 +418,23 @@ impl Archive {
             told.send(counts).unwrap_or_default();
             Ok(())
         });
-        self.objects.put(&key, body).await?;
-        let (bytes, crc32) = counted.recv().map_err(|_| {
-            let action = format!("pack {}", self.objects.place(&key));
-            self.error(BackupErrorKind::Unavailable, action, "it was not finished")
-        })?;
+        let stored = self.objects.put(&key, body).await;
+        let (bytes, crc32) = match (stored, counted.recv()) {
+            (Ok(()), Ok(counts)) => counts,
+            (Ok(()), Err(_)) => {
+                let action = format!("pack {}", self.objects.place(&key));
+                let kind = BackupErrorKind::Unavailable;
+                return Err(self.error(kind, action, "it was not finished"));
+            }
+            // The name is ours alone: an answer was lost, and the request not.
+            (Err(error), Ok(counts)) if error.kind() == BackupErrorKind::Conflict => {
+                if self.digest(&key, self.options.codec).await? != counts {
+                    return Err(error);
+                }
+                counts
+            }
+            (Err(error), _) => return Err(error),
+        };
         Ok(Part {
             name: file,
             bytes,
@@ -388,11 +525,10 @@ fn add_entry(tar: &mut Builder<Counted>, root: &Path, entry: &Entry) -> io::Resu
         }
         Ok(file) => file,
     };
-    let mut header = header(EntryType::Regular, entry.mode, entry.modified, entry.bytes);
-    let bytes = Padded {
-        file,
-        left: entry.bytes,
-    };
+    // As long as it is now: what is replaced whole, like configuration, may have another length.
+    let left = file.metadata()?.len();
+    let mut header = header(EntryType::Regular, entry.mode, entry.modified, left);
+    let bytes = Padded { file, left };
     tar.append_data(&mut header, &entry.path, bytes)
 }
 
@@ -407,7 +543,7 @@ fn header(kind: EntryType, mode: u32, modified: u64, bytes: u64) -> Header {
     header
 }
 
-/// A file as long as it was when it was looked at: what it grew by is left out, what it was cut off
+/// A file as long as it was when it was opened: what it grew by is left out, what it was cut off
 /// is zeros. Replay writes both anew.
 struct Padded {
     file: File,

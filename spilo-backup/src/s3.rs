@@ -324,9 +324,14 @@ impl S3 {
                 BackupErrorKind::Refused,
                 format!("there is no bucket {bucket}; create it, or correct its name"),
             ),
-            ("NoSuchKey" | "NotFound", _) | ("", Some(404)) => {
+            // Nobody but the store itself knows that: what stands before it says 404 for much else.
+            ("NoSuchKey", _) if action == "read" => {
                 (BackupErrorKind::NotFound, "it is not there".to_owned())
             }
+            (code, Some(404)) => (
+                BackupErrorKind::Unavailable,
+                format!("the server answers 404 ({code}{said})"),
+            ),
             ("PreconditionFailed" | "ConditionalRequestConflict", _) => (
                 BackupErrorKind::Conflict,
                 "an object of this name is there".to_owned(),

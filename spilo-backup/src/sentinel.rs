@@ -1,6 +1,6 @@
 //! The document that makes a backup whole.
 //!
-//! WAL-E's, with what else there is to know under `spilo`. WAL-G's of a whole backup is read too.
+//! WAL-E's, with what else there is to know under `spilo`.
 
 use std::path::PathBuf;
 
@@ -118,9 +118,9 @@ impl Sentinel {
         } else if document.contains_key("wal_segment_backup_stop") {
             Self::of_wal_e(name, beginning, &document)?
         } else if document.contains_key("LSN") {
-            Self::of_wal_g(name, beginning, &document)?
+            return Err("it is one of WAL-G, which cannot be restored here".to_owned());
         } else {
-            return Err("it has none of spilo, wal_segment_backup_stop and LSN".to_owned());
+            return Err("it has neither spilo nor wal_segment_backup_stop".to_owned());
         };
         if let Some(size) = document.get("expanded_size_bytes").and_then(Value::as_u64) {
             sentinel.info.size = Some(size);
@@ -168,31 +168,9 @@ impl Sentinel {
         let info = BackupInfo::new(name.clone(), start, stop);
         Ok(Self::new(info, String::new(), Vec::new()))
     }
-
-    fn of_wal_g(
-        name: &BackupName,
-        beginning: Beginning,
-        document: &Map<String, Value>,
-    ) -> Result<Self, String> {
-        let number = |key: &str| document.get(key).and_then(Value::as_u64);
-        if document.contains_key("DeltaFrom") || document.contains_key("DeltaLSN") {
-            return Err("it holds only what changed since another backup".to_owned());
-        }
-        let timeline = beginning.segment.timeline();
-        let at = |key: &str| {
-            let lsn = number(key)
-                .map(Lsn)
-                .ok_or_else(|| format!("{key} is no number"));
-            lsn.map(|lsn| WalPosition { timeline, lsn })
-        };
-        let mut info = BackupInfo::new(name.clone(), at("LSN")?, at("FinishLSN")?);
-        info.system = number("SystemIdentifier").map(SystemId);
-        info.size = number("UncompressedSize");
-        Ok(Self::new(info, String::new(), Vec::new()))
-    }
 }
 
-/// WAL-E and WAL-G do not say how large segments are; their names are of those of 16 MiB.
+/// WAL-E does not say how large segments are; its names are of those of 16 MiB.
 fn position(segment: SegmentName, offset: u32) -> Result<WalPosition, String> {
     let size = SegmentSize::DEFAULT;
     let begin = segment
@@ -265,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn those_of_wal_e_and_of_wal_g_are_read() {
+    fn those_of_wal_e_are_read() {
         let wal_e = br#"{"wal_segment_backup_stop": "000000010000000000000003",
             "wal_segment_offset_backup_stop": "00000312", "expanded_size_bytes": 24000000,
             "spec": {"base_prefix": "/srv/pg/", "tablespaces": []}}"#;
@@ -276,16 +254,6 @@ mod tests {
             (at(1, 0x300_0028), at(1, 0x300_0138))
         );
         assert_eq!((info.size, info.system), (Some(24_000_000), None));
-
-        let wal_g = br#"{"LSN": 50331688, "PgVersion": 150004, "FinishLSN": 50332000,
-            "SystemIdentifier": 7710822623212245678, "UncompressedSize": 24000000}"#;
-        let backup = name("base_000000010000000000000003");
-        let info = Sentinel::read(&backup, wal_g).unwrap().info;
-        assert_eq!(
-            (info.start, info.stop),
-            (at(1, 0x300_0028), at(1, 0x300_0160))
-        );
-        assert_eq!(info.system, Some(SystemId(7_710_822_623_212_245_678)));
     }
 
     #[test]
@@ -294,7 +262,7 @@ mod tests {
         for (text, problem) in [
             ("", "EOF"),
             ("[]", "expected a map"),
-            ("{}", "it has none of spilo"),
+            ("{}", "it has neither spilo"),
             (r#"{"spilo": 3}"#, "spilo: "),
             (
                 r#"{"wal_segment_backup_stop": 3}"#,
@@ -305,13 +273,11 @@ mod tests {
                     "wal_segment_offset_backup_stop": "99999999"}"#,
                 "is of other segments",
             ),
-            (r#"{"LSN": 1}"#, "FinishLSN is no number"),
+            (r#"{"LSN": 1}"#, "it is one of WAL-G"),
             (
-                r#"{"LSN": 1, "FinishLSN": 2, "DeltaLSN": 1}"#,
-                "only what changed",
-            ),
-            (
-                r#"{"LSN": 1, "FinishLSN": 2, "spec": {"tablespaces": ["1"], "1": {"loc": "x"}}}"#,
+                r#"{"wal_segment_backup_stop": "000000010000000000000003",
+                    "wal_segment_offset_backup_stop": "00000312",
+                    "spec": {"tablespaces": ["1"], "1": {"loc": "x"}}}"#,
                 "tablespace 1 has no place",
             ),
         ] {

@@ -16,7 +16,6 @@ use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage};
 #[derive(Debug)]
 pub(crate) struct Session {
     client: Client,
-    _driver: JoinSet<()>,
     store: &'static str,
 }
 
@@ -43,7 +42,11 @@ pub(crate) struct Stopped {
 }
 
 impl Session {
-    pub(crate) async fn connect(store: &'static str, conninfo: &str) -> Result<Self, BackupError> {
+    /// Connects, and returns with it what is done once the connection has ended, and why it has.
+    pub(crate) async fn connect(
+        store: &'static str,
+        conninfo: &str,
+    ) -> Result<(Self, impl Future<Output = String> + Send), BackupError> {
         let failed = |problem: String| {
             let action = "connect to the server that is backed up";
             BackupError::new(store, BackupErrorKind::Unavailable, action, problem)
@@ -59,15 +62,16 @@ impl Session {
         let (client, connection) = connected.map_err(|error| failed(told(&error)))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!("the connection to the server ended: {error}");
+            match connection.await {
+                Ok(()) => "it was closed".to_owned(),
+                Err(error) => told(&error),
             }
         });
-        Ok(Self {
-            client,
-            _driver: driver,
-            store,
-        })
+        let ended = async move {
+            let ended = driver.join_next().await;
+            ended.and_then(Result::ok).unwrap_or_default()
+        };
+        Ok((Self { client, store }, ended))
     }
 
     pub(crate) async fn facts(&self) -> Result<Facts, BackupError> {
@@ -100,6 +104,12 @@ impl Session {
         label: &str,
         version: u32,
     ) -> Result<WalPosition, BackupError> {
+        if version >= 140_000 {
+            // It waits while everything is copied.
+            let set = self.client.simple_query("SET idle_session_timeout = 0");
+            set.await
+                .map_err(|error| self.error("prepare the backup", &told(&error)))?;
+        }
         let label = label.replace('\'', "''");
         let start = if version >= 150_000 {
             format!("pg_backup_start('{label}', true)")

@@ -1,6 +1,7 @@
 //! Whether the archived log has holes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 
 use serde::Serialize;
 use spilo_core::backup::{BackupError, BackupErrorKind, BackupName};
@@ -124,8 +125,9 @@ impl Archive {
     ) -> Result<Option<History>, BackupError> {
         let read = self.unpack(key, codec, |mut unpacked| {
             let mut text = Vec::new();
-            unpacked.write_to(&mut text, "memory".as_ref())?;
-            text.truncate(DOCUMENT);
+            let most = DOCUMENT as u64;
+            let read = unpacked.by_ref().take(most).read_to_end(&mut text);
+            read.map_err(|error| unpacked.broken(&error))?;
             Ok(text)
         });
         let text = match read.await {
@@ -148,18 +150,23 @@ impl Archive {
     async fn hold_the_same(&self, objects: &[(String, Codec)]) -> Result<bool, BackupError> {
         let mut digests = BTreeSet::new();
         for (key, codec) in objects {
-            let digest = self.unpack(key, *codec, |mut unpacked| {
-                let mut digest = Digest::default();
-                unpacked.write_to(&mut digest, "memory".as_ref())?;
-                Ok((digest.bytes, digest.crc32.finalize()))
-            });
-            match digest.await {
+            match self.digest(key, *codec).await {
                 Ok(digest) => digests.insert(Some(digest)),
                 Err(error) if is_of_the_object(&error) => digests.insert(None),
                 Err(error) => return Err(error),
             };
         }
         Ok(digests.len() == 1 && !digests.contains(&None))
+    }
+
+    /// Returns how many bytes an object holds, and their CRC-32.
+    pub(crate) async fn digest(&self, key: &str, codec: Codec) -> Result<(u64, u32), BackupError> {
+        self.unpack(key, codec, |mut unpacked| {
+            let mut digest = Digest::default();
+            unpacked.write_to(&mut digest, "memory".as_ref())?;
+            Ok((digest.bytes, digest.crc32.finalize()))
+        })
+        .await
     }
 }
 
@@ -204,13 +211,23 @@ impl Archived {
         }
     }
 
+    /// Whether there is log of an earlier timeline that this one may have left.
+    fn has_earlier(&self, timeline: Timeline, floor: u64) -> bool {
+        let mut earlier = self.files.range(..timeline.0);
+        earlier.any(|(_, files)| files.range(floor..).next().is_some())
+    }
+
     fn report(&self, size: SegmentSize, sentinels: &[Sentinel], report: &mut Report) {
         let hole = |timeline, first: u64, last: u64| Hole {
             first: name(timeline, first, size),
             last: name(timeline, last, size),
             files: last - first + 1,
         };
-        for (&timeline, files) in &self.files {
+        // What came before the oldest backup, nobody needs; it may have been deleted.
+        let begins = sentinels.iter().map(|found| found.info.start.lsn.0);
+        let floor = begins.min().unwrap_or(0) / size.bytes();
+        for (&timeline, all) in &self.files {
+            let files: BTreeSet<u64> = all.range(floor..).copied().collect();
             let (Some(&first), Some(&last)) = (files.first(), files.last()) else {
                 continue;
             };
@@ -224,20 +241,20 @@ impl Archived {
                 last: name(timeline, last, size),
                 files: files.len() as u64,
             });
-            if let Some(parent) = parent {
+            if let Some(parent) = parent.filter(|parent| parent.end.0 / size.bytes() >= floor) {
                 // The file in which it left begins its own log, as a copy.
                 let fork = parent.end.0 / size.bytes();
                 if first > fork {
                     report.holes.push(hole(timeline, fork, first - 1));
                 }
                 let left = self.files.get(&parent.timeline.0);
-                let before = left.and_then(|files| files.range(..fork).next_back());
+                let before = left.and_then(|files| files.range(floor..fork).next_back());
                 if let Some(&before) = before.filter(|before| **before + 1 < fork) {
                     report
                         .holes
                         .push(hole(parent.timeline, before + 1, fork - 1));
                 }
-            } else if timeline.0 > 1 {
+            } else if parent.is_none() && self.has_earlier(timeline, floor) {
                 report.without_history.push(timeline);
             }
             for (before, after) in files.iter().zip(files.iter().skip(1)) {

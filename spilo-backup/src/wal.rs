@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use spilo_core::backup::{BackupError, BackupErrorKind};
 use spilo_core::history::History;
+use spilo_core::ids::SystemId;
 use spilo_core::segment::{ArchiveFile, SegmentName};
 
-use crate::archive::Archive;
+use crate::archive::{Archive, DOCUMENT};
 use crate::blocking;
 use crate::body::{Body, PIECE};
 use crate::codec::Codec;
@@ -116,6 +117,23 @@ impl Archive {
             (stored == *file).then_some((object.key, codec))
         });
         Ok(of_it.collect())
+    }
+
+    /// Returns the cluster that wrote an archived file of the log.
+    pub(crate) async fn writer_of(
+        &self,
+        key: &str,
+        codec: Codec,
+        name: SegmentName,
+    ) -> Result<SystemId, BackupError> {
+        self.unpack(key, codec, move |mut unpacked| {
+            let mut begin = [0; page::LENGTH];
+            let read = fill(&mut unpacked, &mut begin).map_err(|error| unpacked.broken(&error))?;
+            let page = FirstPage::read(&begin[..read], name);
+            let page = page.map_err(|problem| unpacked.damaged(problem))?;
+            Ok(page.system)
+        })
+        .await
     }
 
     async fn fetch_one(
@@ -254,9 +272,12 @@ fn write_file(unpacked: &mut Unpacked, file: ArchiveFile, path: &Path) -> Result
             }
         }
         ArchiveFile::History(timeline) => {
-            let text = fs::read_to_string(path);
-            let text = text.map_err(|error| unpacked.damaged(error.to_string()))?;
-            let read = History::parse(timeline, &text);
+            if length > DOCUMENT as u64 {
+                return Err(unpacked.damaged("no history is so long"));
+            }
+            let text = fs::read(path).map_err(|error| unpacked.local("read", path, error))?;
+            // A restore point may have a name in any encoding.
+            let read = History::parse(timeline, &String::from_utf8_lossy(&text));
             read.map_err(|error| unpacked.damaged(error.to_string()))?;
         }
         ArchiveFile::Label(..) => {}

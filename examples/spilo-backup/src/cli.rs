@@ -79,7 +79,7 @@ pub(crate) enum Command {
         /// The directory.
         data_dir: PathBuf,
     },
-    /// Lists the base backups, those farthest along the log last.
+    /// Lists the base backups, the newest last.
     BackupList,
     /// Looks for holes in the archived log, and for backups that lack some. Exits with 3 if there
     /// are any.
@@ -91,7 +91,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[group(id = "kept", required = true, multiple = false, args = ["retain", "before"])]
 pub(crate) struct Delete {
-    /// Keeps so many backups, those farthest along the log.
+    /// Keeps so many backups, the newest.
     #[arg(long, value_name = "NUMBER")]
     pub(crate) retain: Option<usize>,
     /// Keeps this backup and those after it.

@@ -7,11 +7,14 @@ mod screen;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use spilo_backup::{Archive, ArchiveOptions, Directory, Encryption, Keep, Objects, S3, S3Options};
-use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore as _};
+use spilo_core::backup::{BackupError, BackupErrorKind, BackupName, BackupStore as _};
+
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Arguments, Command, Place};
 
@@ -62,13 +65,16 @@ fn status(command: &Command, error: &anyhow::Error) -> u8 {
 
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let archive = open(arguments).await?;
-    tokio::select! {
-        outcome = work(arguments, &archive) => outcome,
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            bail!("interrupted")
-        }
-    }
+    let mut terminated = signal(SignalKind::terminate())?;
+    let interrupted = tokio::select! {
+        outcome = work(arguments, &archive) => return outcome,
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminated.recv() => Ok(()),
+    };
+    interrupted?;
+    // An upload that was under way is being given up.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bail!("interrupted; what was stored of a base backup goes with the next `delete`")
 }
 
 async fn work(arguments: &Arguments, archive: &Archive) -> Result<ExitCode> {
@@ -94,8 +100,7 @@ async fn work(arguments: &Arguments, archive: &Archive) -> Result<ExitCode> {
             screen::tell(&format!("{name} is in {}", data_dir.display()));
         }
         Command::BackupList => {
-            let mut backups = archive.backups().await?;
-            sort(&mut backups);
+            let backups = archive.backups_by_age().await?;
             if arguments.json {
                 screen::json(&backups)?;
             } else {
@@ -135,15 +140,9 @@ async fn named(archive: &Archive, name: &str) -> Result<BackupName> {
     if name != "LATEST" {
         return Ok(BackupName(name.to_owned()));
     }
-    let mut backups = archive.backups().await?;
-    sort(&mut backups);
+    let mut backups = archive.backups_by_age().await?;
     let latest = backups.pop().context("the archive has no backup")?;
     Ok(latest.name)
-}
-
-/// Orders backups by how far along the log they begin.
-fn sort(backups: &mut [BackupInfo]) {
-    backups.sort_by_key(|info| (info.start.lsn, info.stop.lsn));
 }
 
 async fn open(arguments: &Arguments) -> Result<Archive> {

@@ -8,6 +8,8 @@ use crate::{Place, on_every_store};
 on_every_store! {
     log_goes_only_if_no_kept_backup_needs_it,
     nothing_goes_while_a_sentinel_cannot_be_read,
+    what_a_recovery_gave_up_is_older_than_what_came_after_it,
+    what_was_deleted_is_not_missed,
     what_a_backup_lacks_is_found,
 }
 
@@ -161,4 +163,45 @@ async fn what_a_backup_lacks_is_found(place: Place) {
     );
     assert_eq!(report.unusable, [lost]);
     assert!(report.unknown.contains(&"wal_005/something".to_owned()));
+}
+
+async fn what_a_recovery_gave_up_is_older_than_what_came_after_it(place: Place) {
+    log(&place, 1, 1..=100).await;
+    backup(&place, 1, 90).await;
+    backup(&place, 1, 99).await;
+    // A recovery to a moment in the fiftieth file.
+    log(&place, 2, 50..=66).await;
+    for segment in [55, 60, 65] {
+        backup(&place, 2, segment).await;
+    }
+    let archive = place.archive(Codec::Zstd);
+    let by_age = archive.backups_by_age().await.unwrap();
+    assert_eq!(by_age.last().unwrap().name.0, name(2, 65));
+    let expired = archive.expire(&Keep::Newest(2), false).await.unwrap();
+    let gone = [name(1, 90), name(1, 99), name(2, 55)].map(BackupName);
+    assert_eq!(expired.backups, gone);
+    let left = keys(&place).await;
+    for segment in 60..=66 {
+        let file = format!("wal_005/0000000200000000{segment:08X}.lzo");
+        assert!(left.contains(&file), "{file}");
+    }
+}
+
+/// Histories stay for ever; what they tell of need not.
+async fn what_was_deleted_is_not_missed(place: Place) {
+    let history = place.file("00000002.history", b"1\t0/A000100\tpromoted\n");
+    let archive = place.archive(Codec::Zstd);
+    archive.push_wal(&history).await.unwrap();
+    log(&place, 1, 1..=9).await;
+    log(&place, 2, 10..=30).await;
+    backup(&place, 1, 2).await;
+    backup(&place, 2, 20).await;
+    assert!(archive.verify_wal(None).await.unwrap().is_whole());
+    archive.expire(&Keep::Newest(1), false).await.unwrap();
+    let report = archive.verify_wal(None).await.unwrap();
+    assert!(report.is_whole(), "{report:?}");
+    let lost = "wal_005/000000020000000000000018.lzo";
+    place.objects.delete(lost).await.unwrap();
+    let report = archive.verify_wal(None).await.unwrap();
+    assert_eq!(report.holes.len(), 1, "{report:?}");
 }

@@ -30,6 +30,7 @@ impl Place {
     fn directory() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let files = scratch.path().join("archive");
+        fs::create_dir(&files).unwrap();
         Self {
             objects: Arc::new(Directory::new(&files)),
             files,

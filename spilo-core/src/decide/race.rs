@@ -140,6 +140,10 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
 
 /// Until when this node takes no lock, whatever happens to the one who has it.
 pub(crate) fn waits_until(view: &View<'_>) -> Option<NodeTime> {
+    if view.cluster().is_none() {
+        // Whoever has heard nothing of the store yet takes nothing from it.
+        return Some(view.now() + view.config().ttl);
+    }
     let promised = view.facts.promise.as_ref().map(|promise| promise.until);
     promised.max(forgotten_until(view))
 }

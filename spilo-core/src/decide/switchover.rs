@@ -120,9 +120,20 @@ fn fit(view: &View<'_>, name: &MemberName) -> Result<Duration, String> {
     let Some(position) = peer.position else {
         return Err("its server is down".to_owned());
     };
+    if peer.no_failover {
+        return Err("may not be promoted".to_owned());
+    }
+    if peer.timeline.is_some() && peer.timeline != view.position().map(|p| p.timeline) {
+        return Err("is on another timeline".to_owned());
+    }
     let longest = view.config().ttl * 2;
     if peer.waits > longest {
         return Err(format!("takes no lock for {:?}", peer.waits));
+    }
+    let waits = peer.waits.saturating_sub(view.now().since(at));
+    if !waits.is_zero() {
+        // Asked again when that is over; what it says of its position is old by then.
+        return Ok(waits);
     }
     // What it has flushed was seen together with our own position. What it says was seen by it up
     // to a second ago, in which a busy primary writes more than a standby may be behind.
@@ -132,12 +143,6 @@ fn fit(view: &View<'_>, name: &MemberName) -> Result<Duration, String> {
         of_it.find_map(|sender| sender.flushed)
     });
     let position = sent.map_or(position, |sent| position.max(sent));
-    if peer.no_failover {
-        return Err("may not be promoted".to_owned());
-    }
-    if peer.timeline.is_some() && peer.timeline != view.position().map(|p| p.timeline) {
-        return Err("is on another timeline".to_owned());
-    }
     let behind = view
         .position()
         .map_or(0, |mine| mine.lsn.bytes_past(position));
@@ -145,7 +150,7 @@ fn fit(view: &View<'_>, name: &MemberName) -> Result<Duration, String> {
     if behind > most {
         return Err(format!("is {behind} bytes behind, more than {most}"));
     }
-    Ok(peer.waits.saturating_sub(view.now().since(at)))
+    Ok(Duration::ZERO)
 }
 
 /// An answer that is younger than this describes a server that streams well enough.

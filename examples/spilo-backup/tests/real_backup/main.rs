@@ -86,6 +86,112 @@ async fn real_postgresql_18_comes_back() {
     a_server_comes_back("18").await;
 }
 
+/// Backups of a standby need a log that is archived on both sides, and end somewhere in a file that
+/// only the primary ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn real_standby_is_backed_up() {
+    let Some(version) = Version::find("15") else {
+        return;
+    };
+    let place = Place::s3().await;
+    let push = place.command_line("wal-push %p");
+    let mut primary = Server::create(&place, &version, "primary", &push);
+    primary.sql("CREATE TABLE rows AS SELECT n FROM generate_series(1, 10000) n");
+    let mut standby = Server::standby(&place, &version, "standby", &primary, &push);
+    let (data, conninfo) = (standby.data(), standby.conninfo());
+    let arguments = ["backup-push", &data, "--conninfo", &conninfo].map(str::to_owned);
+    let mut pushing = place.spawn(&arguments);
+    while pushing.try_wait().unwrap().is_none() {
+        primary.sql("INSERT INTO rows VALUES (0); SELECT pg_switch_wal()");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    assert!(pushing.wait().unwrap().success());
+    primary.sql("INSERT INTO rows VALUES (-1); SELECT pg_switch_wal()");
+    let rows = primary.sql("SELECT count(*), min(n) FROM rows");
+    standby.stop();
+    primary.stop();
+    assert_eq!(primary.left_to_archive(), Vec::<String>::new());
+    let verified = place.backup(&["wal-verify"]);
+    assert!(verified.contains("nothing is missing"), "{verified}");
+    let mut restored = Server::restore(&place, &version, "restored", "");
+    assert_eq!(restored.sql("SELECT count(*), min(n) FROM rows"), rows);
+    restored.stop();
+    restored.check();
+}
+
+/// What a backup of ours is made of is known, and compared.
+#[test]
+fn real_backup_that_was_spoilt_is_not_restored() {
+    let Some(version) = Version::find("15") else {
+        return;
+    };
+    let place = Place::directory();
+    let push = place.command_line("wal-push %p");
+    let server = Server::create(&place, &version, "source", &push);
+    let (data, conninfo) = (server.data(), server.conninfo());
+    // Nothing but spilo's own sums would notice.
+    let push = [
+        "--codec",
+        "none",
+        "backup-push",
+        &data,
+        "--conninfo",
+        &conninfo,
+    ];
+    let name = place.backup(&push);
+    let parts = place
+        .home()
+        .join("archive/basebackups_005")
+        .join(name.trim());
+    let part = |number: usize| parts.join(format!("tar_partitions/part_{number:08}.tar"));
+    let into = place.home().join("restored");
+    let fails = |said: &str| {
+        let path = into.display().to_string();
+        let (status, text) = place.fails(&["backup-fetch", "LATEST", &path], &[]);
+        assert_eq!(status, 1);
+        assert!(text.contains(said), "{text}");
+        assert!(!into.join("global/pg_control").exists());
+        fs::remove_dir_all(&into).ok();
+    };
+    let first = fs::read(part(0)).unwrap();
+    let mut changed = first.clone();
+    let middle = changed.len() / 2;
+    changed[middle] ^= 1;
+    fs::write(part(0), &changed).unwrap();
+    fails("with the checksum");
+    fs::remove_file(part(0)).unwrap();
+    fails("its part part_00000000.tar is not in the archive");
+    fs::write(part(0), &first).unwrap();
+    // What is left of another attempt is not part of it.
+    fs::write(part(7), b"something").unwrap();
+    let path = into.display().to_string();
+    place.backup(&["backup-fetch", name.trim(), &path]);
+    assert!(into.join("global/pg_control").is_file());
+
+    // The archive of one cluster is none for another.
+    let mut stranger = Server::create(&place, &version, "stranger", "true");
+    let (data, conninfo) = (stranger.data(), stranger.conninfo());
+    let push = ["backup-push", &data, "--conninfo", &conninfo];
+    let (_, text) = place.fails(&push, &[]);
+    assert!(
+        text.contains("each cluster needs an archive of its own"),
+        "{text}"
+    );
+    let (_, text) = place.fails(
+        &["backup-push", &data, "--conninfo", &server.conninfo()],
+        &[],
+    );
+    assert!(text.contains("the server's data directory is"), "{text}");
+    stranger.stop();
+    let away = place.home().join("away");
+    fs::rename(place.home().join("archive"), away).unwrap();
+    let (_, text) = place.fails(&["backup-list"], &[]);
+    assert!(
+        text.contains("make it, or mount what belongs there"),
+        "{text}"
+    );
+}
+
 /// Whatever is wrong: one error that names the thing and the remedy, and the status that
 /// PostgreSQL understands.
 #[tokio::test(flavor = "multi_thread")]

@@ -52,16 +52,24 @@ pub(crate) struct Place {
     owner: Option<(u32, u32)>,
 }
 
-/// Who speaks S3.
+/// Who keeps the archive.
 enum Store {
     OfTheTest(s3::S3Server),
     Moto(Moto),
+    Directory,
 }
 
 impl Place {
     /// Takes the S3 server of the tests.
     pub(crate) async fn s3() -> Self {
         Self::on(Store::OfTheTest(s3::S3Server::start().await))
+    }
+
+    /// Takes a directory.
+    pub(crate) fn directory() -> Self {
+        let place = Self::on(Store::Directory);
+        place.folder("archive");
+        place
     }
 
     /// Takes moto, which others made.
@@ -130,7 +138,7 @@ impl Place {
     pub(crate) fn bucket(&self) -> PathBuf {
         match &self.store {
             Store::OfTheTest(server) => server.bucket(),
-            Store::Moto(_) => panic!("moto keeps them in memory"),
+            Store::Moto(_) | Store::Directory => panic!("there is no bucket in a file system"),
         }
     }
 
@@ -154,11 +162,16 @@ impl Place {
         let address = match &self.store {
             Store::OfTheTest(server) => server.address().to_string(),
             Store::Moto(moto) => moto.address.clone(),
+            Store::Directory => String::new(),
+        };
+        let archive = match &self.store {
+            Store::Directory => self.home().join("archive").display().to_string(),
+            Store::OfTheTest(_) | Store::Moto(_) => format!("s3://{}/main", s3::BUCKET),
         };
         let mut command = Command::new(program);
         command
             .current_dir(self.home())
-            .env("SPILO_ARCHIVE", format!("s3://{}/main", s3::BUCKET))
+            .env("SPILO_ARCHIVE", archive)
             .env("AWS_ENDPOINT_URL", format!("http://{address}"))
             .env("WALE_S3_PREFIX", format!("s3://{}/main", s3::BUCKET))
             .env("WALE_S3_ENDPOINT", format!("http+path://{address}"))
@@ -258,6 +271,26 @@ impl<'a> Server<'a> {
         assert!(done.unwrap().success(), "initdb");
         server.configure(&format!(
             "archive_mode = on\narchive_command = '{archive_command}'\n"
+        ));
+        server.start();
+        server
+    }
+
+    /// Makes a standby of a server, which archives what it receives.
+    pub(crate) fn standby(
+        place: &'a Place,
+        version: &Version,
+        name: &str,
+        of: &Server<'_>,
+        archive_command: &str,
+    ) -> Self {
+        let mut server = Self::new(place, version, name);
+        let mut copy = place.run(&version.program("pg_basebackup"));
+        copy.args(["-R", "-X", "stream", "-c", "fast", "-D", &server.data()]);
+        let copied = copy.args(["-d", &of.conninfo()]).status().unwrap();
+        assert!(copied.success(), "pg_basebackup");
+        server.configure(&format!(
+            "archive_mode = always\narchive_command = '{archive_command}'\n"
         ));
         server.start();
         server
