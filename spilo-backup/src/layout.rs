@@ -1,4 +1,4 @@
-//! The names of an archive's objects: those of WAL-E, which WAL-G kept.
+//! The names of an archive's objects: those of WAL-E.
 //!
 //! ```text
 //! wal_005/<file><codec>

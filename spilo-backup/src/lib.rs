@@ -1,6 +1,6 @@
 //! Backups for [spilo](spilo_core): base backups and archived log, and replicas made from them.
 //!
-//! An [`Archive`] keeps both in a store of [`Objects`], in the layout of WAL-E and WAL-G: in a
+//! An [`Archive`] keeps both in a store of [`Objects`], in the layout of WAL-E: in a
 //! [`Directory`], or in S3 with the feature `s3`. It is a
 //! [`BackupStore`](spilo_core::backup::BackupStore), so that
 //! [`choose_method`](spilo_core::replica::choose_method) can choose between it and a copy.

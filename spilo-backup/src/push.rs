@@ -258,6 +258,7 @@ impl Run<'_> {
         parts.push(archive.push_last(&self.name, number, last).await?);
 
         self.await_log(stopped.at, progress).await?;
+        self.all_there(&parts).await?;
         let mut info = BackupInfo::new(self.name.clone(), self.start, stopped.at);
         info.system = Some(self.facts.system);
         info.size = Some(bytes);
@@ -266,6 +267,23 @@ impl Run<'_> {
         let source = data_dir.display().to_string();
         let sentinel = Sentinel::new(info, source, tablespaces);
         Ok(sentinel.with(self.facts.version, times, parts))
+    }
+
+    /// Makes sure that nobody took what was stored for something unfinished that is not needed.
+    async fn all_there(&self, parts: &[Part]) -> Result<(), BackupError> {
+        let folder = layout::parts(&self.name);
+        let listed = self.archive.objects.list(&folder).await?;
+        let there: BTreeSet<&str> = listed
+            .iter()
+            .filter_map(|object| object.key.strip_prefix(&folder))
+            .collect();
+        match parts.iter().find(|part| !there.contains(&part.name[..])) {
+            None => Ok(()),
+            Some(lost) => {
+                let problem = format!("its part {} was deleted meanwhile", lost.name);
+                Err(self.error("end the backup", &problem))
+            }
+        }
     }
 
     /// Makes it a backup.

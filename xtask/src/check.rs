@@ -108,7 +108,8 @@ fn simulation(from: u64, seeds: u64) -> Command {
     let mut simulate = simulator();
     simulate
         .args(["--from", &from.to_string()])
-        .args(["--seeds", &seeds.to_string()]);
+        .args(["--seeds", &seeds.to_string()])
+        .args(["--threads", "2"]);
     if from == 0 {
         simulate.arg("--all-rules");
     }

@@ -138,7 +138,7 @@ impl Arguments {
 const MANUAL: &str = "\
 Credentials for S3 come from where the AWS programs take them (AWS_ACCESS_KEY_ID and
 AWS_SECRET_ACCESS_KEY, a profile, the role of the machine), and AWS_ENDPOINT_URL names a server that
-is not Amazon's. The layout is that of WAL-E and WAL-G.
+is not Amazon's. The layout is that of WAL-E.
 
     export SPILO_ARCHIVE=s3://backups/main
     spilo-backup backup-push /var/lib/postgresql/15/main

@@ -38,7 +38,13 @@ fn named(manifest: &str) -> impl Iterator<Item = &str> {
 }
 
 /// What is published; the order is that of their dependencies, so that the first mistake shows first.
-const LIBRARIES: [&str; 4] = ["spilo-core", "spilo-dcs", "spilo-pg", "spilo-api"];
+const LIBRARIES: [&str; 5] = [
+    "spilo-core",
+    "spilo-dcs",
+    "spilo-pg",
+    "spilo-backup",
+    "spilo-api",
+];
 
 #[cfg(test)]
 mod tests {
