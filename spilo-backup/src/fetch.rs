@@ -1,6 +1,6 @@
 //! A base backup, out of the archive.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, symlink};
@@ -17,6 +17,7 @@ use crate::archive::Archive;
 use crate::blocking;
 use crate::body::PIECE;
 use crate::codec::Codec;
+use crate::digest::Digest;
 use crate::layout;
 use crate::meter::Meter;
 use crate::sentinel::Part;
@@ -156,19 +157,16 @@ fn lost(parts: &[(String, Codec)], own: Option<&[Part]>) -> Option<String> {
             let lost = own.iter().find(|part| !there.contains(&part.name[..]));
             lost.map(|part| part.name.clone())
         }
-        // WAL-E does not say how many there are, but numbers them from 0, and WAL-G from 1.
+        // WAL-E does not say how many there are, but numbers them from 0.
         None => {
-            let digits = there.iter().filter_map(|name| {
+            let numbers = there.iter().filter_map(|name| {
                 let digits = name.strip_prefix("part_")?.split('.').next()?;
-                Some((digits.parse::<usize>().ok()?, digits.len()))
+                digits.parse::<usize>().ok()
             });
-            let numbers: BTreeMap<usize, usize> = digits.collect();
-            let Some((last, width)) = numbers.last_key_value() else {
-                return Some("part_00000000".to_owned());
-            };
-            let first = usize::from(*width != 8);
-            let lost = (first..*last).find(|number| !numbers.contains_key(number));
-            lost.map(|number| format!("part_{number:0width$}"))
+            let numbers: BTreeSet<usize> = numbers.collect();
+            let last = numbers.last().copied().unwrap_or(0);
+            let lost = (0..=last).find(|number| !numbers.contains(number));
+            lost.map(|number| format!("part_{number:08}"))
         }
     }
 }
@@ -247,8 +245,7 @@ fn take_part(
 ) -> Result<(), BackupError> {
     let mut tar = tar::Archive::new(Counted {
         unpacked,
-        bytes: 0,
-        crc32: crc32fast::Hasher::new(),
+        digest: Digest::default(),
     });
     let taken = take_entries(&mut tar, target);
     let mut rest = tar.into_inner();
@@ -263,12 +260,12 @@ fn take_part(
     // Whatever comes after the end of the tar file is part of the object, and of its checksum.
     let rested = io::copy(&mut rest, &mut io::sink());
     rested.map_err(|error| rest.unpacked.broken(&error))?;
-    let crc32 = rest.crc32.clone().finalize();
+    let (bytes, crc32) = rest.digest.finish();
     match expected {
-        Some(part) if part.bytes != rest.bytes || part.crc32 != crc32 => {
+        Some(part) if (part.bytes, part.crc32) != (bytes, crc32) => {
             let problem = format!(
-                "it holds {} bytes with the checksum {crc32:08x} and should hold {} with {:08x}",
-                rest.bytes, part.bytes, part.crc32
+                "it holds {bytes} bytes with the checksum {crc32:08x} and should hold {} with {:08x}",
+                part.bytes, part.crc32
             );
             Err(rest.unpacked.damaged(problem))
         }
@@ -346,15 +343,13 @@ fn make_folder(path: &Path) -> io::Result<()> {
 /// What is unpacked, counted.
 struct Counted {
     unpacked: Unpacked,
-    bytes: u64,
-    crc32: crc32fast::Hasher,
+    digest: Digest,
 }
 
 impl Read for Counted {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.unpacked.read(into)?;
-        self.crc32.update(&into[..read]);
-        self.bytes += read as u64;
+        self.digest.add(&into[..read]);
         Ok(read)
     }
 }

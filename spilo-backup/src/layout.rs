@@ -27,8 +27,7 @@ const SENTINEL: &str = "_backup_stop_sentinel.json";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Beginning {
     pub(crate) segment: SegmentName,
-    /// WAL-G's names have none.
-    pub(crate) offset: Option<u32>,
+    pub(crate) offset: u32,
 }
 
 pub(crate) fn wal(file: &ArchiveFile, codec: Codec) -> String {
@@ -49,18 +48,14 @@ pub(crate) fn backup_name(segment: SegmentName, offset: u64) -> BackupName {
     BackupName(format!("base_{segment}_{offset:08}"))
 }
 
-/// Reads the name of a backup. WAL-G's backups that hold only what changed are none.
+/// Reads the name of a backup.
 pub(crate) fn read_backup_name(name: &str) -> Option<Beginning> {
-    let rest = name.strip_prefix("base_")?;
-    let (segment, offset) = match rest.split_once('_') {
-        None => (rest, None),
-        Some((segment, offset)) => {
-            let plain = offset.len() >= 8 && offset.bytes().all(|byte| byte.is_ascii_digit());
-            (segment, Some(plain.then(|| offset.parse().ok()).flatten()?))
-        }
-    };
-    let segment = segment.parse().ok()?;
-    Some(Beginning { segment, offset })
+    let (segment, offset) = name.strip_prefix("base_")?.split_once('_')?;
+    let plain = offset.len() >= 8 && offset.bytes().all(|byte| byte.is_ascii_digit());
+    Some(Beginning {
+        segment: segment.parse().ok()?,
+        offset: plain.then(|| offset.parse().ok()).flatten()?,
+    })
 }
 
 pub(crate) fn sentinel(backup: &BackupName) -> String {
@@ -129,7 +124,7 @@ mod tests {
         };
         let name = backup_name(segment, 40);
         assert_eq!(name.0, "base_000000010000000000000003_00000040");
-        let offset = Some(40);
+        let offset = 40;
         assert_eq!(
             read_backup_name(&name.0),
             Some(Beginning { segment, offset })
@@ -149,14 +144,15 @@ mod tests {
     }
 
     #[test]
-    fn of_wal_g_whole_backups_are_known_by_name() {
-        let whole = read_backup_name("base_000000010000000000000003").unwrap();
-        assert_eq!(whole.offset, None);
-        let changes = "base_000000010000000000000007_D_000000010000000000000003";
-        assert_eq!(read_backup_name(changes), None);
-        assert_eq!(
-            read_backup_name("base_000000010000000000000003_0000002G"),
-            None
-        );
+    fn other_names_are_of_no_backup() {
+        for name in [
+            "",
+            "base_000000010000000000000003",
+            "base_000000010000000000000003_0000002G",
+            "base_000000010000000000000007_D_000000010000000000000003",
+            "base_../../000000010000000000000003_00000040",
+        ] {
+            assert_eq!(read_backup_name(name), None, "{name}");
+        }
     }
 }

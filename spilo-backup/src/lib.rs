@@ -18,6 +18,7 @@
 mod archive;
 mod body;
 mod codec;
+mod digest;
 mod directory;
 mod expire;
 mod fetch;
@@ -27,6 +28,7 @@ mod lzop;
 mod meter;
 mod objects;
 mod page;
+mod part;
 mod push;
 #[cfg(feature = "s3")]
 mod s3;

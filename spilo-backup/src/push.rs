@@ -1,10 +1,10 @@
 //! A base backup of a server, into the archive.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
@@ -13,17 +13,17 @@ use spilo_core::ids::SystemId;
 use spilo_core::pg::Progress;
 use spilo_core::segment::{ArchiveFile, SegmentName, SegmentSize};
 use spilo_core::wal::{Lsn, Timeline, WalPosition};
-use tar::{Builder, EntryType, Header};
+use tar::Builder;
 use tokio::task::JoinSet;
 
 use crate::archive::{Archive, DOCUMENT};
 use crate::blocking;
 use crate::body::Body;
-use crate::codec::Encode;
-use crate::files::{Entry, Plan};
+use crate::files::Plan;
 use crate::layout::{self, BACKUPS, WAL};
 use crate::meter::Meter;
 use crate::objects::Object;
+use crate::part::add_entry;
 use crate::sentinel::{Part, Sentinel};
 use crate::session::{Facts, Session};
 
@@ -93,7 +93,7 @@ impl Archive {
         // Of several that began at the same checkpoint, one gets to store this.
         let text = Body::whole(facts.version_text.clone());
         self.objects.put(&layout::version(&name), text).await?;
-        let mut run = Run {
+        let run = Run {
             archive: self,
             session,
             facts,
@@ -287,7 +287,7 @@ impl Run<'_> {
     }
 
     /// Makes it a backup.
-    async fn seal(&mut self, sentinel: Sentinel) -> Result<BackupInfo, BackupError> {
+    async fn seal(&self, sentinel: Sentinel) -> Result<BackupInfo, BackupError> {
         let objects = &self.archive.objects;
         let key = layout::sentinel(&self.name);
         let bytes = Bytes::from(sentinel.to_bytes());
@@ -408,76 +408,6 @@ impl Run<'_> {
 }
 
 impl Archive {
-    async fn push_part(
-        &self,
-        name: &BackupName,
-        number: usize,
-        add: impl FnOnce(&mut Builder<Counted>) -> io::Result<()> + Send + 'static,
-    ) -> Result<Part, BackupError> {
-        let options = Arc::clone(&self.options);
-        let file = layout::part_name(number, options.codec);
-        let key = format!("{}{file}", layout::parts(name));
-        let (told, counted) = mpsc::channel();
-        let (archive, place) = (self.clone(), self.objects.place(&key));
-        let body = Body::written_by(move |writer| {
-            let pack = || {
-                let encoder = options.codec.encoder(options.level, writer)?;
-                let mut tar = Builder::new(Counted::new(encoder));
-                add(&mut tar)?;
-                tar.into_inner()?.finish()
-            };
-            let counts = pack().map_err(|error: io::Error| {
-                let action = format!("pack {place}");
-                archive
-                    .error(BackupErrorKind::Unavailable, action, error.to_string())
-                    .because(error)
-            })?;
-            // Whoever wanted to know is gone.
-            told.send(counts).unwrap_or_default();
-            Ok(())
-        });
-        let stored = self.objects.put(&key, body).await;
-        let (bytes, crc32) = match (stored, counted.recv()) {
-            (Ok(()), Ok(counts)) => counts,
-            (Ok(()), Err(_)) => {
-                let action = format!("pack {}", self.objects.place(&key));
-                let kind = BackupErrorKind::Unavailable;
-                return Err(self.error(kind, action, "it was not finished"));
-            }
-            // The name is ours alone: an answer was lost, and the request not.
-            (Err(error), Ok(counts)) if error.kind() == BackupErrorKind::Conflict => {
-                if self.digest(&key, self.options.codec).await? != counts {
-                    return Err(error);
-                }
-                counts
-            }
-            (Err(error), _) => return Err(error),
-        };
-        Ok(Part {
-            name: file,
-            bytes,
-            crc32,
-        })
-    }
-
-    /// Stores what is known only once the backup has ended.
-    async fn push_last(
-        &self,
-        name: &BackupName,
-        number: usize,
-        files: Vec<(&'static str, Vec<u8>)>,
-    ) -> Result<Part, BackupError> {
-        let modified = seconds_since_1970();
-        let add = move |tar: &mut Builder<Counted>| {
-            for (path, bytes) in &files {
-                let mut header = header(EntryType::Regular, 0o600, modified, bytes.len() as u64);
-                tar.append_data(&mut header, path, &bytes[..])?;
-            }
-            Ok(())
-        };
-        self.push_part(name, number, add).await
-    }
-
     /// Returns which files of the log between two positions are not in the archive.
     async fn missing(
         &self,
@@ -528,98 +458,7 @@ fn segments(start: WalPosition, stop: WalPosition, size: SegmentSize) -> Vec<Vec
     found
 }
 
-fn add_entry(tar: &mut Builder<Counted>, root: &Path, entry: &Entry) -> io::Result<()> {
-    if entry.is_folder {
-        let mut header = header(EntryType::Directory, entry.mode, entry.modified, 0);
-        return tar.append_data(&mut header, &entry.path, io::empty());
-    }
-    let path = root.join(&entry.path);
-    let file = match File::open(&path) {
-        // Replay makes up for it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => {
-            let text = format!("{}: {error}", path.display());
-            return Err(io::Error::new(error.kind(), text));
-        }
-        Ok(file) => file,
-    };
-    // As long as it is now: what is replaced whole, like configuration, may have another length.
-    let left = file.metadata()?.len();
-    let mut header = header(EntryType::Regular, entry.mode, entry.modified, left);
-    let bytes = Padded { file, left };
-    tar.append_data(&mut header, &entry.path, bytes)
-}
-
-fn header(kind: EntryType, mode: u32, modified: u64, bytes: u64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_mtime(modified);
-    header.set_size(bytes);
-    header.set_uid(0);
-    header.set_gid(0);
-    header
-}
-
-/// A file as long as it was when it was opened: what it grew by is left out, what it was cut off
-/// is zeros. Replay writes both anew.
-struct Padded {
-    file: File,
-    left: u64,
-}
-
-impl Read for Padded {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(into.len());
-        let into = &mut into[..most];
-        let mut read = self.file.read(into)?;
-        if read == 0 {
-            into.fill(0);
-            read = most;
-        }
-        self.left -= read as u64;
-        Ok(read)
-    }
-}
-
-/// What is compressed, counted before it is.
-struct Counted {
-    encoder: Box<dyn Encode>,
-    bytes: u64,
-    crc32: crc32fast::Hasher,
-}
-
-impl Counted {
-    fn new(encoder: Box<dyn Encode>) -> Self {
-        Self {
-            encoder,
-            bytes: 0,
-            crc32: crc32fast::Hasher::new(),
-        }
-    }
-
-    fn finish(self) -> io::Result<(u64, u32)> {
-        self.encoder.finish()?;
-        Ok((self.bytes, self.crc32.finalize()))
-    }
-}
-
-impl Write for Counted {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.encoder.write(bytes)?;
-        self.crc32.update(&bytes[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.encoder.flush()
-    }
-}
-
-fn seconds_since_1970() -> u64 {
+pub(crate) fn seconds_since_1970() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.unwrap_or_default().as_secs()
 }

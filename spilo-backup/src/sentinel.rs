@@ -163,7 +163,7 @@ impl Sentinel {
         let offset = offset
             .parse()
             .map_err(|_| format!("wal_segment_offset_backup_stop: {offset:?} is no number"))?;
-        let start = position(beginning.segment, beginning.offset.unwrap_or(0))?;
+        let start = position(beginning.segment, beginning.offset)?;
         let stop = position(segment, offset)?;
         let info = BackupInfo::new(name.clone(), start, stop);
         Ok(Self::new(info, String::new(), Vec::new()))

@@ -11,6 +11,7 @@ use spilo_core::wal::{Lsn, Timeline};
 
 use crate::archive::{Archive, DOCUMENT};
 use crate::codec::Codec;
+use crate::digest::Digest;
 use crate::layout::{self, BACKUPS, WAL};
 use crate::sentinel::Sentinel;
 
@@ -164,27 +165,9 @@ impl Archive {
         self.unpack(key, codec, |mut unpacked| {
             let mut digest = Digest::default();
             unpacked.write_to(&mut digest, "memory".as_ref())?;
-            Ok((digest.bytes, digest.crc32.finalize()))
+            Ok(digest.finish())
         })
         .await
-    }
-}
-
-#[derive(Default)]
-struct Digest {
-    bytes: u64,
-    crc32: crc32fast::Hasher,
-}
-
-impl std::io::Write for Digest {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.crc32.update(bytes);
-        self.bytes += bytes.len() as u64;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }
 

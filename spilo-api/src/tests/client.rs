@@ -386,7 +386,8 @@ async fn a_hostile_answer_is_an_error() {
 #[tokio::test]
 async fn odd_values_in_a_status_are_left_out() {
     let status = ask(&json!({
-        "role": "replica", "timeline": -5, "tags": "x", "patroni": [], "spilo": {"cannot_write": 1, "waits_ms": "x"},
+        "role": "replica", "timeline": -5, "tags": "x", "patroni": [],
+        "spilo": {"cannot_write": 1, "waits_ms": "x"},
         "xlog": {"received_location": -1, "replayed_location": "zz", "location": {}},
     }))
     .await;

@@ -20,8 +20,8 @@ pub trait Laboratory: Send + Sync + fmt::Debug {
     /// Returns the store.
     fn store(&self) -> &dyn BackupStore;
 
-    /// Makes a backup of files, given by their paths in the data directory, each farther along the log than the one before, and returns what a
-    /// listing has to say of it.
+    /// Makes a backup of files, given by their paths in the data directory, and returns what a
+    /// listing has to say of it. Each is farther along the log than the one before.
     async fn make(&self, files: &BTreeMap<String, Vec<u8>>) -> BackupInfo;
 
     /// Begins a backup and leaves it unfinished.
