@@ -62,6 +62,15 @@ impl Archive {
             Err(error) if error.kind() == BackupErrorKind::Conflict => {
                 self.same(path, ours, &key, codec).await
             }
+            // A server that has it says so before it has read the rest, and closes the line; that
+            // may be all one sees of the answer.
+            Err(error) if error.kind() == BackupErrorKind::Unavailable => {
+                match self.same(path, ours, &key, codec).await {
+                    Ok(Pushed::Already) => Ok(Pushed::New),
+                    Err(other) if other.kind() == BackupErrorKind::Conflict => Err(other),
+                    _ => Err(error),
+                }
+            }
             outcome => outcome.map(|()| Pushed::New),
         }
     }

@@ -1,10 +1,16 @@
 //! `cargo xtask test`: everything that has to hold before a change is handed in.
+//!
+//! The lints, the documentation and the simulator wait for nobody, and the tests mostly wait: so the
+//! former are done beside the latter, in the time that these leave.
 
 mod counts;
 mod features;
 mod purity;
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -12,12 +18,11 @@ use anyhow::{Context as _, Result, bail};
 use self::counts::Counts;
 use crate::programs::agent;
 use crate::setup::{Extent, setup};
-use crate::shell::{cargo, loudly, shown};
+use crate::shell::{cargo, command, find_program, loudly, quietly};
 use crate::terminal::{say, warn};
 use crate::tools::{Tools, target_directory, workspace_root};
 
-/// Checks everything, stops at the first step that fails, and reports it with the command that
-/// repeats it.
+/// Checks everything and reports what failed with the command that repeats it.
 pub(crate) fn all() -> ExitCode {
     let mut report = Report::default();
     let outcome = steps(&mut report);
@@ -53,10 +58,45 @@ fn steps(report: &mut Report) -> Result<()> {
     let tools = report.step("install what is missing", || setup(Extent::Full))?;
     report.step("purity of the core", purity::check)?;
     // The names of the files are enough: `cargo fmt` mends them.
-    report.run(
-        "format",
-        in_workspace(&["fmt", "--all", "--", "--check", "-l"]),
-    )?;
+    let format = ["fmt", "--all", "--", "--check", "-l"];
+    report.step("format", || loudly(&mut in_workspace(&format)))?;
+    // Tests of real servers leave half of the processors' time over, in which the rest is computed.
+    let tested_without = AtomicBool::new(false);
+    let (tested, aside, computed) = std::thread::scope(|scope| {
+        let aside = scope.spawn(|| {
+            let mut report = Report::default();
+            let outcome = computations(&mut report, &tested_without);
+            // Now, and not after the tests: who watches may end them.
+            if let Err(failure) = &outcome {
+                warn(&format!("error: {failure:#}"));
+            }
+            (report, outcome)
+        });
+        let tested = tests(report, &tools);
+        tested_without.store(
+            tested.is_err() && report.counts == Counts::default(),
+            Relaxed,
+        );
+        let (report, outcome) = aside.join().expect("it does not panic");
+        (tested, report, outcome)
+    });
+    report.steps.extend(aside.steps);
+    tested.and(computed)
+}
+
+fn tests(report: &mut Report, tools: &Tools) -> Result<()> {
+    let mut tests = nextest();
+    tests.arg("--workspace");
+    report.tests("tests", || counts::nextest(tools.export(&mut tests)))?;
+    let mut examples = in_workspace(&["test", "--workspace", "--doc"]);
+    report.tests("examples in the documentation", || {
+        counts::doc_tests(tools.export(&mut examples))
+    })
+}
+
+/// Does what no server has a part in, as long as the tests have not failed to build.
+fn computations(report: &mut Report, ended: &AtomicBool) -> Result<()> {
+    let mut steps = Vec::new();
     let lints = [
         "clippy",
         "--workspace",
@@ -65,7 +105,7 @@ fn steps(report: &mut Report) -> Result<()> {
         "-D",
         "warnings",
     ];
-    report.run("lints: workspace", in_workspace(&lints))?;
+    steps.push(("lints: workspace".to_owned(), in_workspace(&lints)));
     for (crate_name, feature) in features::alone(&workspace_root())? {
         let step = format!(
             "lints: {crate_name}, {}",
@@ -74,18 +114,18 @@ fn steps(report: &mut Report) -> Result<()> {
         let mut clippy = in_workspace(&["clippy", "-p", &crate_name, "--no-default-features"]);
         clippy.args(feature.iter().flat_map(|feature| ["--features", feature]));
         clippy.args(["--", "-D", "warnings"]);
-        report.run(&step, clippy)?;
+        steps.push((step, clippy));
     }
     let mut documentation = in_workspace(&["doc", "--workspace", "--no-deps"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings");
-    report.run("documentation", documentation)?;
+    steps.push(("documentation".to_owned(), documentation));
     let build = ["build", "--profile", "sim", "-p", "spilo-simulate"];
-    report.run("simulator", in_workspace(&build))?;
+    steps.push(("simulator".to_owned(), in_workspace(&build)));
     for (step, from, seeds) in [
         ("simulation", 0, 1000),
         ("simulation: seeds of this commit", seed_of_commit()?, 200),
     ] {
-        report.run(step, simulation(from, seeds))?;
+        steps.push((step.to_owned(), simulation(from, seeds)));
     }
     let mut times = simulator();
     times.args([
@@ -93,14 +133,43 @@ fn steps(report: &mut Report) -> Result<()> {
         "--expect",
         "examples/simulate/failover_time.txt",
     ]);
-    report.run("failover times in the simulator", times)?;
-    let mut tests = nextest();
-    tests.arg("--workspace");
-    report.tests("tests", || counts::nextest(tools.export(&mut tests)))?;
-    let mut examples = in_workspace(&["test", "--workspace", "--doc"]);
-    report.tests("examples in the documentation", || {
-        counts::doc_tests(tools.export(&mut examples))
-    })
+    steps.push(("failover times in the simulator".to_owned(), times));
+    for (step, command) in steps {
+        if ended.load(Relaxed) {
+            bail!("what was left was not done");
+        }
+        report.step(&step, || {
+            quietly(&mut aside(&command))?;
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Returns a command that has the processors while nothing else wants them, and a place of its own
+/// to build in: cargo lets nobody else build in a place where it builds.
+fn aside(command: &Command) -> Command {
+    let mut idle = match find_program("chrt") {
+        Some(chrt) => {
+            let mut chrt = self::command(chrt);
+            chrt.args(["--idle", "0"]).arg(command.get_program());
+            chrt
+        }
+        None => self::command(command.get_program()),
+    };
+    idle.args(command.get_args())
+        .current_dir(workspace_root())
+        .envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        )
+        .env("CARGO_TARGET_DIR", aside_directory());
+    idle
+}
+
+fn aside_directory() -> PathBuf {
+    target_directory().join("aside")
 }
 
 /// Simulates clusters under fire. All rules must be reached by the fixed seeds.
@@ -117,7 +186,7 @@ fn simulation(from: u64, seeds: u64) -> Command {
 }
 
 fn simulator() -> Command {
-    let mut simulate = Command::new(target_directory().join("sim/simulate"));
+    let mut simulate = Command::new(aside_directory().join("sim/simulate"));
     simulate.current_dir(workspace_root());
     simulate
 }
@@ -160,8 +229,8 @@ fn nextest() -> Command {
 }
 
 /// What was done, how long it took and what it found.
-#[derive(Default)]
 struct Report {
+    begun: Instant,
     steps: Vec<Step>,
     counts: Counts,
 }
@@ -172,25 +241,27 @@ struct Step {
     passed: bool,
 }
 
-impl Report {
-    fn run(&mut self, name: &str, mut command: Command) -> Result<()> {
-        self.step(name, || {
-            let status = command
-                .status()
-                .with_context(|| format!("cannot start {name}"))?;
-            if !status.success() {
-                bail!("{name}: {status}; to repeat it: {}", shown(&command));
-            }
-            Ok(())
-        })
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            steps: Vec::new(),
+            counts: Counts::default(),
+        }
     }
+}
 
+impl Report {
     fn step<T>(&mut self, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
         warn(&format!("==> {name}"));
         let begun = Instant::now();
         let outcome = work();
         let (took, passed) = (begun.elapsed(), outcome.is_ok());
-        warn(&format!("    {} in {}", verdict(passed), seconds(took)));
+        warn(&format!(
+            "    {name}: {} in {}",
+            verdict(passed),
+            seconds(took)
+        ));
         self.steps.push(Step {
             name: name.to_owned(),
             took,
@@ -216,7 +287,7 @@ impl Report {
 
     /// Prints the table, and last the line that continuous integration looks for.
     fn finish(mut self, passed: bool) {
-        let total = self.steps.iter().map(|step| step.took).sum();
+        let total = self.begun.elapsed();
         self.steps.push(Step {
             name: "all".to_owned(),
             took: total,

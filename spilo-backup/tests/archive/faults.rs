@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::fs;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ enum Fault {
     Wrong(usize),
     /// It goes slowly.
     Slow,
+    /// A request with more than headers arrives, and its answer does not.
+    Unheard,
 }
 
 const BUSY: &str = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -91,21 +94,40 @@ async fn carry(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) 
     let mut server = TcpStream::connect(server).await.unwrap();
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
+    let (asked, answered) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let requests = async {
         let left = match fault {
             Some(Fault::CutRequest(bytes)) => bytes,
             _ => usize::MAX,
         };
-        copy(&mut from_client, &mut to_server, left, None, Duration::ZERO).await;
+        let none = Duration::ZERO;
+        copy(&mut from_client, &mut to_server, &asked, left, None, none).await;
     };
     let answers = async {
+        if fault == Some(Fault::Unheard) {
+            let mut buffer = [0; 4096];
+            while let Ok(read @ 1..) = from_server.read(&mut buffer).await
+                && asked.load(Ordering::Relaxed) < 4_000
+            {
+                to_client.write_all(&buffer[..read]).await.ok();
+            }
+            return;
+        }
         let (left, wrong, pause) = match fault {
             Some(Fault::CutAfter(bytes)) => (bytes, None, Duration::ZERO),
             Some(Fault::Wrong(at)) => (usize::MAX, Some(at), Duration::ZERO),
             Some(Fault::Slow) => (usize::MAX, None, Duration::from_millis(5)),
             _ => (usize::MAX, None, Duration::ZERO),
         };
-        copy(&mut from_server, &mut to_client, left, wrong, pause).await;
+        copy(
+            &mut from_server,
+            &mut to_client,
+            &answered,
+            left,
+            wrong,
+            pause,
+        )
+        .await;
     };
     // Whichever way ends, the connection does.
     tokio::select! {
@@ -117,6 +139,7 @@ async fn carry(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) 
 async fn copy(
     from: &mut (impl tokio::io::AsyncRead + Unpin),
     to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    copied: &AtomicUsize,
     mut left: usize,
     wrong: Option<usize>,
     pause: Duration,
@@ -138,6 +161,7 @@ async fn copy(
             return;
         }
         done += read;
+        copied.store(done, Ordering::Relaxed);
         left -= read;
     }
 }
@@ -238,6 +262,7 @@ async fn what_is_pushed_over_a_bad_line_is_there_once_and_whole() {
         ],
         &[Fault::Answer(BUSY), Fault::Answer(BUSY)],
         &[Fault::Slow],
+        &[Fault::Unheard; 5],
     ]
     .into_iter()
     .enumerate()
