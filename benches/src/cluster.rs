@@ -391,7 +391,10 @@ impl ClusterBuilder {
             let found = agents.iter().find(|(of, _)| *of == kind);
             let agent = match found {
                 Some((_, program)) => PathBuf::clone(program),
-                None => config::agent_program(kind, &sandbox)?,
+                None => {
+                    let backups = self.overlay.get("backup").is_some();
+                    config::agent_program(kind, &sandbox, backups)?
+                }
             };
             agents.push((kind, agent.clone()));
             let node = Node::new(

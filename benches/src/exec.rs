@@ -64,7 +64,7 @@ pub(crate) fn as_server_user(namespace: Option<&str>, program: &Path) -> Vec<Str
 /// # Errors
 ///
 /// Fails where that user does not exist or the path cannot be given away.
-pub(crate) fn give_to_server_user(path: &Path) -> Result<()> {
+pub fn give_to_server_user(path: &Path) -> Result<()> {
     if !Uid::effective().is_root() {
         return Ok(());
     }

@@ -64,6 +64,7 @@ pub mod zookeeper;
 pub use cluster::{Cluster, ClusterBuilder, Kind};
 pub use consul::Consul;
 pub use etcd::Etcd;
+pub use exec::give_to_server_user;
 pub use node::Node;
 pub use store::{Store, StoreKind};
 pub use writers::Writers;

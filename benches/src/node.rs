@@ -201,6 +201,21 @@ impl Node {
         procs::of_server(&self.data_dir())
     }
 
+    /// Runs the program of backups that lies beside the agent, as the server's user and in the data
+    /// directory, and returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// Fails where the program fails or takes longer than `limit`.
+    pub async fn spilo_backup(&self, arguments: &[&str], limit: Duration) -> Result<String> {
+        let program = self.program.with_file_name("spilo-backup");
+        let line = exec::as_server_user(None, &program);
+        let mut command = tokio::process::Command::new(&line[0]);
+        command.args(&line[1..]).args(arguments);
+        command.current_dir(self.data_dir());
+        exec::run(&mut command, limit).await
+    }
+
     /// Sends a signal to the agent.
     ///
     /// # Errors

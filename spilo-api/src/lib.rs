@@ -45,6 +45,7 @@ mod failsafe;
 mod health;
 mod io;
 mod members;
+mod metrics;
 mod node;
 mod python;
 mod query;

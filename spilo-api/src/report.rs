@@ -127,6 +127,13 @@ impl Report {
                 pending_restart(running),
             );
         }
+        let archive = self.status.postgres.as_ref();
+        if let Some(archive) = archive.and_then(|p| p.archive.as_ref()) {
+            map.insert(
+                "archive".to_owned(),
+                json!({"waiting": archive.waiting, "first_waiting": archive.first_waiting}),
+            );
+        }
         let patroni = json!({
             "version": COMPATIBLE_VERSION,
             "scope": self.status.scope.as_str(),
@@ -218,7 +225,7 @@ impl Report {
         })
     }
 
-    fn dcs_last_seen(&self, node: &dyn Node) -> u64 {
+    pub(crate) fn dcs_last_seen(&self, node: &dyn Node) -> u64 {
         let Some(at) = self.status.cluster_at else {
             return 0;
         };

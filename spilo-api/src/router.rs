@@ -16,7 +16,7 @@ use crate::query::Query;
 use crate::reply::Refusal;
 use crate::report::Report;
 use crate::view::View;
-use crate::{body, failsafe, health, members, reply, settings, switchover};
+use crate::{body, failsafe, health, members, metrics, reply, settings, switchover};
 
 /// The HTTP interface of a node.
 #[derive(Clone, Debug)]
@@ -166,6 +166,7 @@ impl Inner {
         let none = |problem: &str| Refusal::no_document(StatusCode::BAD_GATEWAY, problem);
         Ok(match endpoint(parts) {
             "patroni" => ok(&report.to_json(node)),
+            "metrics" => metrics::metrics(node, &report),
             "liveness" => reply::bare(reply::verdict(health::is_alive(&report))),
             "readiness" => reply::bare(reply::verdict(health::is_ready(&query, &report))),
             "cluster" => {

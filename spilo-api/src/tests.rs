@@ -397,6 +397,7 @@ fn status(role: Role) -> Status {
         data: DataDir::Ready(control),
         server: Server::Running(Box::new(running)),
         configured: None,
+        archive: None,
     });
     status.postgres_at = Some(NOW);
     status.may_become_primary = false;

@@ -42,6 +42,8 @@ pub struct ArchiveOptions {
     pub part_bytes: u64,
     /// How long a base backup waits, once it is copied, for the log that it needs to be archived.
     pub archive_wait: Duration,
+    /// The `archive_command` with which servers archive log here, if any.
+    pub archive_command: Option<String>,
     /// The `restore_command` with which servers fetch log from this archive, if any.
     pub restore_command: Option<String>,
 }
@@ -160,6 +162,10 @@ impl BackupStore for Archive {
         self.fetch_backup(backup, into, progress).await
     }
 
+    fn archive_command(&self) -> Option<String> {
+        self.options.archive_command.clone()
+    }
+
     fn restore_command(&self) -> Option<String> {
         self.options.restore_command.clone()
     }
@@ -174,6 +180,7 @@ impl Default for ArchiveOptions {
             parallel: 4,
             part_bytes: 256 << 20,
             archive_wait: Duration::from_secs(600),
+            archive_command: None,
             restore_command: None,
         }
     }

@@ -5,6 +5,9 @@
 //! [`BackupStore`](spilo_core::backup::BackupStore), so that
 //! [`choose_method`](spilo_core::replica::choose_method) can choose between it and a copy.
 //!
+//! With the feature `commands`, [`Separate`] is such an archive through the command `spilo-backup`,
+//! in processes of their own, and [`WalE`] the one of a stock WAL-E.
+//!
 //! What it gives back are the bytes that were put there, or an error: every codec but `none` has a
 //! checksum, a file of the log is compared with its name, and the parts of a base backup with what
 //! its sentinel says of them. It never replaces an object: a file of the log that is there with
@@ -18,6 +21,8 @@
 mod archive;
 mod body;
 mod codec;
+#[cfg(feature = "commands")]
+mod command;
 mod digest;
 mod directory;
 mod expire;
@@ -33,24 +38,34 @@ mod push;
 #[cfg(feature = "s3")]
 mod s3;
 mod sentinel;
+#[cfg(feature = "commands")]
+mod separate;
 mod session;
 mod unpack;
 mod verify;
 mod wal;
+#[cfg(feature = "commands")]
+mod wal_e;
 
 use std::io;
 
 pub use archive::{Archive, ArchiveOptions};
 pub use body::{Body, BodySender};
 pub use codec::{BadCodec, Codec};
+#[cfg(feature = "commands")]
+pub use command::{CommandOptions, Tether};
 pub use directory::Directory;
 pub use expire::{Expired, Keep};
 pub use objects::{Object, Objects};
 pub use push::PushOptions;
 #[cfg(feature = "s3")]
 pub use s3::{Encryption, S3, S3Options};
+#[cfg(feature = "commands")]
+pub use separate::Separate;
 pub use verify::{Branch, Hole, Report};
 pub use wal::Pushed;
+#[cfg(feature = "commands")]
+pub use wal_e::WalE;
 
 /// Runs what blocks beside the tasks.
 async fn blocking<T: Send + 'static>(

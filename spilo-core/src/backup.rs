@@ -45,6 +45,11 @@ pub trait BackupStore: Send + Sync + fmt::Debug {
         progress: Progress,
     ) -> Result<(), BackupError>;
 
+    /// Returns the `archive_command` with which a server archives its log, if the store takes any.
+    fn archive_command(&self) -> Option<String> {
+        None
+    }
+
     /// Returns the `restore_command` with which a server fetches archived log, if the store has any.
     fn restore_command(&self) -> Option<String>;
 }

@@ -10,6 +10,7 @@
 //! the nearest known one.
 
 mod address;
+mod backup;
 mod bootstrap;
 mod check;
 mod env;
@@ -31,6 +32,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 pub use address::{Address, Listen};
+pub use backup::{Backup, BackupTool, ReplicaCommand, ReplicaMethod};
 pub use bootstrap::Bootstrap;
 pub use error::{ConfigError, ConfigErrorKind};
 pub use options::ToolOption;
@@ -71,8 +73,13 @@ pub struct Local {
     pub zookeeper: Option<ZooKeeper>,
     /// How a new cluster is made.
     pub bootstrap: Bootstrap,
+    /// The store of backups, if there is one.
+    pub backup: Option<Backup>,
     /// The server.
     pub postgresql: Postgresql,
+    /// The ways to make a replica, in their order. If none are given: from a backup where there is
+    /// a store, then as a copy of the leader.
+    pub replica_methods: Vec<ReplicaMethod>,
     /// The tags that this node publishes, in their order and with their types.
     pub tags: Map<String, Value>,
 }
@@ -169,7 +176,13 @@ impl Local {
         let consul = Consul::read(consul, problems);
         let zookeeper = ZooKeeper::read(zookeeper, problems);
         let bootstrap = Bootstrap::read(&root.inner("bootstrap"), problems);
-        let postgresql = Postgresql::read(&root.inner("postgresql"), problems);
+        let backup = root.inner("backup");
+        let (has_store, backup) = (backup.exists(), Backup::read(&backup, problems));
+        let section = root.inner("postgresql");
+        let postgresql = Postgresql::read(&section, problems);
+        let methods = backup::replica_methods(&section, has_store, problems);
+        let usual = vec![ReplicaMethod::Backup, ReplicaMethod::Basebackup];
+        let replica_methods = methods.unwrap_or(usual);
         Some(Self {
             scope: scope?,
             name: name?,
@@ -181,7 +194,9 @@ impl Local {
             consul,
             zookeeper,
             bootstrap,
+            backup,
             postgresql: postgresql?,
+            replica_methods,
             tags: published(root.map("tags").unwrap_or_default()),
         })
     }

@@ -182,6 +182,18 @@ pub struct PgStatus {
     pub server: Server,
     /// The revision of the dynamic configuration that was applied last, if any was.
     pub configured: Option<Revision>,
+    /// How far its archive is, if its log is archived. Nothing is decided by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<ArchiveStatus>,
+}
+
+/// How far the archive of a server's log is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ArchiveStatus {
+    /// How many files of the log wait to be archived.
+    pub waiting: u64,
+    /// The first of them, by its name.
+    pub first_waiting: Option<String>,
 }
 
 /// A data directory.
@@ -453,6 +465,7 @@ impl PgStatus {
             data: DataDir::Empty,
             server: Server::Down,
             configured: None,
+            archive: None,
         }
     }
 

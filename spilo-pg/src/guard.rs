@@ -47,7 +47,7 @@ pub use client::{GuardClient, GuardOptions, GuardReport};
 pub use leftover::{fence_without_guard, server_processes};
 pub use proc::boot_time;
 pub use protocol::{Launch, Role, ServerSignal};
-pub(crate) use tether::tethered;
+pub use tether::tethered;
 
 /// Runs the guard and never returns, if this process was started as one; else returns at once.
 ///

@@ -18,8 +18,8 @@ mod options;
 mod server;
 
 pub use clock::BootClock;
-pub use guard::{GuardClient, GuardOptions, run_if_guard};
+pub use guard::{GuardClient, GuardOptions, run_if_guard, tethered};
 pub use keeper::GuardKeeper;
 pub use local::LocalPostgres;
-pub use options::{Credentials, LocalOptions};
+pub use options::{Backups, Credentials, LocalOptions, ReplicaCommand, ReplicaMethod};
 pub use server::LocalServer;

@@ -1,5 +1,6 @@
 //! The local server: what is observed of it and what is done to it.
 
+mod archive;
 mod bootstrap;
 mod child;
 mod clone;
@@ -15,6 +16,7 @@ mod observe;
 mod promote;
 mod query;
 mod remote;
+mod replica;
 mod rewind;
 mod settings;
 mod slots;
@@ -36,6 +38,7 @@ use spilo_core::{DynamicConfig, History, Revision, SystemId};
 use crate::LocalOptions;
 use crate::guard::{GuardClient, fence_without_guard};
 
+use self::archive::Archive;
 use self::files::Marker;
 use self::log::Rotation;
 use self::observe::Eye;
@@ -65,6 +68,7 @@ pub struct LocalPostgres {
     guard: RwLock<Arc<GuardClient>>,
     eye: Eye,
     rotation: Rotation,
+    archive: Archive,
     state: Mutex<State>,
 }
 
@@ -86,6 +90,7 @@ impl LocalPostgres {
             options,
             guard: RwLock::new(guard),
             rotation: Rotation::new(),
+            archive: Archive::default(),
             state: Mutex::default(),
         }
     }
@@ -136,6 +141,7 @@ impl Postgres for LocalPostgres {
     async fn observe(&self) -> Result<PgStatus, PgError> {
         self.rotation.tend(&self.options);
         let mut status = self.eye.observe(&self.guard()).await?;
+        status.archive = self.archive.look(&self.options);
         let state = self.state();
         status.configured = state.revision;
         if let (Server::Running(running), Some((_, wanted))) = (&mut status.server, &state.checked)

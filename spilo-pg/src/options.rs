@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
+use spilo_core::backup::BackupStore;
 use spilo_core::ids::{MemberName, Scope};
+use spilo_core::replica::{Strategy, Thresholds};
 
 /// Where the server is, as whom to talk to it, and what its configuration files get from the
 /// local configuration.
@@ -60,6 +63,13 @@ pub struct LocalOptions {
     pub post_bootstrap: Option<String>,
     /// Further arguments of pg_basebackup, such as `--max-rate=100M`.
     pub basebackup: Vec<String>,
+    /// The ways in which this node's data directory is made as a replica, in the order in which they
+    /// are tried.
+    pub replica_methods: Vec<ReplicaMethod>,
+    /// The store of backups, if there is one. Its `archive_command` and `restore_command` become
+    /// the server's, on every member and over what the configuration says; a server that did not
+    /// archive before has to be restarted for it.
+    pub backups: Option<Backups>,
     /// A program whose `main` begins with [`run_if_guard`](crate::run_if_guard), through which
     /// PostgreSQL's programs are started so that they end when the agent is killed. Without it the
     /// next agent ends what the last one left.
@@ -68,6 +78,45 @@ pub struct LocalOptions {
     pub uid_gid: Option<(u32, u32)>,
     /// How long a start or a stop may take.
     pub pg_ctl_timeout: Duration,
+}
+
+/// Where the log goes, and where replicas come from beside running servers.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Backups {
+    /// The store.
+    pub store: Arc<dyn BackupStore>,
+    /// What decides between a backup and a copy of the leader.
+    pub strategy: Arc<dyn Strategy>,
+}
+
+/// A way to make a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReplicaMethod {
+    /// From the newest backup that fits, if the strategy says so; passed over where there is no
+    /// store of backups.
+    Backup,
+    /// As a copy of the leader, by `pg_basebackup`.
+    Basebackup,
+    /// By a command of the configuration.
+    Command(ReplicaCommand),
+}
+
+/// A command that makes a replica, as Patroni runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaCommand {
+    /// The name of the method.
+    pub name: String,
+    /// The command, for a shell. It ends with 0 once the data directory is a replica's.
+    pub command: String,
+    /// What it is given, each as `--key=value`.
+    pub arguments: Vec<(String, String)>,
+    /// Whether it is given nothing else: no scope, role, data directory and connection string.
+    pub no_params: bool,
+    /// Whether it finds the data directory as it was, and not empty.
+    pub keep_data: bool,
 }
 
 /// A user of the server.
@@ -107,6 +156,8 @@ impl LocalOptions {
             bootstrap_pg_hba: Vec::new(),
             post_bootstrap: None,
             basebackup: Vec::new(),
+            replica_methods: vec![ReplicaMethod::Backup, ReplicaMethod::Basebackup],
+            backups: None,
             tether: None,
             uid_gid: None,
             pg_ctl_timeout: Duration::from_secs(60),
@@ -160,6 +211,36 @@ impl LocalOptions {
             None | Some("" | "*" | "0.0.0.0" | "localhost") => "127.0.0.1".to_owned(),
             Some("::") => "::1".to_owned(),
             Some(host) => host.to_owned(),
+        }
+    }
+}
+
+impl Backups {
+    /// Takes the store, and the thresholds of 10 GiB and 30 percent.
+    pub fn new(store: Arc<dyn BackupStore>) -> Self {
+        Self {
+            store,
+            strategy: Arc::new(Thresholds::default()),
+        }
+    }
+
+    /// Decides by another strategy.
+    #[must_use]
+    pub fn with_strategy(mut self, strategy: impl Strategy + 'static) -> Self {
+        self.strategy = Arc::new(strategy);
+        self
+    }
+}
+
+impl ReplicaCommand {
+    /// Takes the name and the command, which is given the usual and finds an empty directory.
+    pub fn new(name: impl Into<String>, command: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            command: command.into(),
+            arguments: Vec::new(),
+            no_params: false,
+            keep_data: false,
         }
     }
 }

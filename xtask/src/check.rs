@@ -216,7 +216,10 @@ fn in_workspace(arguments: &[&str]) -> Command {
 /// Builds what the tests start as processes of their own. With all tests, those of the packages of
 /// these programs are built, and the programs with them.
 fn build_programs() -> Command {
-    in_workspace(&["build", "-p", "spilo-examples", "-p", "spilo-pg", "--bins"])
+    let packages = ["spilo-examples", "spilo-pg", "spilo-backup-example"];
+    let mut build = in_workspace(&["build", "--bins"]);
+    build.args(packages.iter().flat_map(|package| ["-p", package]));
+    build
 }
 
 fn nextest() -> Command {

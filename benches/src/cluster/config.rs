@@ -98,8 +98,9 @@ pub(crate) fn merge(base: &mut Value, over: &Value) {
     }
 }
 
-/// Returns the agent's program, at a path that the servers' user can reach.
-pub(super) fn agent_program(kind: Kind, sandbox: &Sandbox) -> Result<PathBuf> {
+/// Returns the agent's program, at a path that the servers' user can reach, as well as that of
+/// backups if the configuration has any.
+pub(super) fn agent_program(kind: Kind, sandbox: &Sandbox, backups: bool) -> Result<PathBuf> {
     match kind {
         Kind::Patroni => {
             let bin = std::env::var_os("SPILO_PATRONI_BIN")
@@ -119,9 +120,13 @@ pub(super) fn agent_program(kind: Kind, sandbox: &Sandbox) -> Result<PathBuf> {
             if reachable_for_all(&program) {
                 return Ok(program);
             }
-            // The daemon runs the guard that lies beside it, and itself as one where none does.
+            // The daemon runs the guard that lies beside it, and itself as one where none does; and
+            // the program of backups.
             let guard = program.with_file_name("spilo-guard");
-            for program in [&guard, &program].into_iter().filter(|p| p.is_file()) {
+            let backup = program.with_file_name("spilo-backup");
+            let backup = backups.then_some(&backup);
+            let programs = [Some(&guard), Some(&program), backup];
+            for program in programs.into_iter().flatten().filter(|p| p.is_file()) {
                 let copy = sandbox.dir().join(program.file_name().unwrap_or_default());
                 std::fs::copy(program, &copy)
                     .with_context(|| format!("cannot copy {}", program.display()))?;

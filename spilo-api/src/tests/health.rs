@@ -79,7 +79,6 @@ const PASSES: &[(&str, &[&str])] = &[
         ],
     ),
     ("/nonsense", &[]),
-    ("/metrics", &[]),
     ("/my/primary/check", &["primary"]),
 ];
 
@@ -388,6 +387,38 @@ async fn the_store_out_of_sight_is_said() {
     assert_eq!(document["spilo"]["dcs_seen_ms_ago"], 11_000);
     node.change(|status| status.cluster_at = None);
     assert_eq!(get(&node, "/patroni").await.json()["dcs_last_seen"], 0);
+}
+
+#[tokio::test]
+async fn the_metrics_are_patronis_and_say_how_far_the_archive_is() {
+    let mut status = primary();
+    if let Some(postgres) = &mut status.postgres {
+        postgres.archive = Some(spilo_core::pg::ArchiveStatus {
+            waiting: 7,
+            first_waiting: Some("000000010000000000000002".to_owned()),
+        });
+    }
+    let node = Fake::new(status);
+    let text = get(&node, "/metrics").await.body;
+    for line in [
+        "# TYPE patroni_version gauge",
+        "patroni_version{scope=\"demo\",name=\"a\"} 040104",
+        "patroni_postgres_running{scope=\"demo\",name=\"a\"} 1",
+        "patroni_primary{scope=\"demo\",name=\"a\"} 1",
+        "patroni_replica{scope=\"demo\",name=\"a\"} 0",
+        "patroni_postgres_state{scope=\"demo\",name=\"a\"} 5",
+        "spilo_writable{scope=\"demo\",name=\"a\"} 1",
+        "spilo_archive_waiting{scope=\"demo\",name=\"a\"} 7",
+    ] {
+        assert!(text.lines().any(|have| have == line), "{line} in:\n{text}");
+    }
+    assert_eq!(
+        get(&node, "/patroni").await.json()["archive"],
+        json!({"waiting": 7, "first_waiting": "000000010000000000000002"})
+    );
+    let quiet = Fake::new(standby());
+    let text = get(&quiet, "/metrics").await.body;
+    assert!(!text.contains("spilo_archive_waiting"), "{text}");
 }
 
 #[tokio::test]

@@ -179,6 +179,7 @@ impl Node {
                     data,
                     server,
                     configured: None,
+                    archive: None,
                 },
             });
         })

@@ -31,8 +31,10 @@ fn section(path: &str, map: &Map<String, Value>, problems: &mut Problems) {
                 Value::Null => {}
                 other => problems.error(&path, Is::WrongType, expected("a section", other)),
             }
+        } else if is_replica_method(&path, map) {
+            // Whatever is in it is passed on to the command.
         } else if is_custom_method(&path, value) {
-            problems.warn(&path, "has no effect: methods of one's own are not built");
+            problems.warn(&path, "has no effect: nothing names this method");
         } else {
             let meant = keys::nearest(&path);
             let problem = format!("unknown key; did you mean `{meant}`?");
@@ -116,8 +118,23 @@ fn item(value: &Value) -> Result<(), String> {
     }
 }
 
+/// Returns whether it is the section of a method by which replicas are to be made.
+fn is_replica_method(path: &str, siblings: &Map<String, Value>) -> bool {
+    let Some(name) = path.strip_prefix("postgresql.") else {
+        return false;
+    };
+    ["create_replica_methods", "create_replica_method"]
+        .iter()
+        .filter_map(|key| siblings.get(*key))
+        .any(|methods| match methods {
+            Value::Array(items) => items.iter().any(|item| item.as_str() == Some(name)),
+            Value::String(text) => text.split(',').any(|item| item.trim() == name),
+            _ => false,
+        })
+}
+
 /// A section of a bootstrap or replica method is named by the operator. Where the method is not
-/// chosen Patroni never looks at it; where it is, the key that chooses it is refused.
+/// chosen Patroni never looks at it; where one of bootstrap is, the key that chooses it is refused.
 fn is_custom_method(path: &str, value: &Value) -> bool {
     let owner = path.rsplit_once('.').map(|(owner, _)| owner);
     let inner = value.as_object().is_some_and(|map| {

@@ -93,17 +93,6 @@ pub(super) fn bootstrap_method(value: &Value) -> Verdict {
     }
 }
 
-pub(super) fn replica_methods(value: &Value) -> Verdict {
-    let methods = match value {
-        Value::Array(items) => items.iter().filter_map(text).collect(),
-        other => vec![text(other).unwrap_or_default()],
-    };
-    match methods.iter().find(|method| *method != "basebackup") {
-        None => Verdict::Fine,
-        Some(other) => Verdict::Refuse(format!("only `basebackup` is built, found {other:?}")),
-    }
-}
-
 pub(super) fn consistency(value: &Value) -> Verdict {
     match value.as_str() {
         Some("consistent") => Verdict::Fine,
@@ -201,6 +190,11 @@ pub(super) fn basebackup(value: &Value) -> Verdict {
         "password",
     ];
     options_without(value, &OWN)
+}
+
+/// Options of the program of backups, which the agent itself tells what to do and where.
+pub(super) fn backup_options(value: &Value) -> Verdict {
+    options_without(value, &["archive", "json", "resident", "help", "version"])
 }
 
 pub(super) fn rewind_options(value: &Value) -> Verdict {

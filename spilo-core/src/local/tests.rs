@@ -1,3 +1,4 @@
+mod backup;
 mod stores;
 
 use std::time::Duration;
@@ -359,8 +360,8 @@ fn what_decides_who_may_write_and_is_not_built_is_refused() {
             "postgresql.pg_hba_replica",
         ),
         (
-            json!({"postgresql": {"create_replica_methods": ["wal_e", "basebackup"]}}),
-            "postgresql.create_replica_methods",
+            json!({"backup": {"archive": "/srv/archive", "options": {"archive": "/other"}}}),
+            "backup.options",
         ),
     ] {
         let found = with(change.clone()).unwrap_err();
@@ -376,6 +377,12 @@ fn what_asks_for_what_happens_anyway_is_fine() {
         json!({"watchdog": {"mode": false}}),
         json!({"bootstrap": {"method": "initdb"}}),
         json!({"postgresql": {"create_replica_methods": ["basebackup"]}}),
+        json!({"postgresql": {
+            "create_replica_methods": ["mine", "basebackup"],
+            "mine": {"command": "/bin/true", "anything": 1, "keep_data": "yes"},
+        }}),
+        json!({"backup": {"archive": "s3://bucket/main", "env_dir": "/etc/backup.env"}}),
+        json!({"backup": {"store": "wal-e", "env_dir": "/etc/wal-e.d/env"}}),
         json!({"tags": null, "log": null, "citus": null}),
     ] {
         assert_eq!(with(change.clone()).unwrap().warnings, [""; 0], "{change}");

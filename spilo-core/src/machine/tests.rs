@@ -407,5 +407,6 @@ fn running(role: Role, standby: bool) -> PgStatus {
             slots: Vec::new(),
         })),
         configured: Some(Revision(2)),
+        archive: None,
     }
 }

@@ -223,6 +223,7 @@ impl FakeServer {
             }),
             server: role.map_or_else(idle, running),
             configured: self.configured,
+            archive: None,
         }
     }
 

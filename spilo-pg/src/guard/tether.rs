@@ -14,13 +14,14 @@ use rustix::process::{Pid, PidfdFlags, Signal, getpgrp, kill_process_group, pidf
 
 use super::{LAUNCHER_NAME, TETHER, argument};
 
-/// Returns what to run so that `program` ends with this process: the tether and its first
-/// arguments. It must be started as the leader of a process group of its own.
-pub(crate) fn tethered(tether: &Path, program: &Path) -> (PathBuf, &'static OsStr, Vec<OsString>) {
+/// Returns what to run so that a program ends with this process: the tether, what it is called, and
+/// its first arguments, behind which the program and its own arguments come. It must be started as
+/// the leader of a process group of its own. The tether is a program whose `main` begins with
+/// [`run_if_guard`](super::run_if_guard).
+pub fn tethered(tether: &Path) -> (PathBuf, &'static OsStr, Vec<OsString>) {
     let args = [
         argument(TETHER).to_owned(),
         std::process::id().to_string().into(),
-        program.into(),
     ];
     (tether.to_owned(), argument(LAUNCHER_NAME), args.into())
 }

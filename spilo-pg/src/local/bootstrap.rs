@@ -92,17 +92,23 @@ impl LocalPostgres {
         .await
     }
 
-    /// Ends a bootstrap: what is in the data directory is the cluster from now on.
+    /// Ends a bootstrap: what is in the data directory is the cluster from now on, and its log is
+    /// archived.
     pub(super) async fn confirm(&self) -> Result<(), PgError> {
         let marker = self.marker();
-        self.blocking("confirm the bootstrap", move |_| match marker.read()? {
-            None => Ok(()),
-            Some(Mark::Provisional) => marker.clear(),
+        let confirmed = self.blocking("confirm the bootstrap", move |_| match marker.read()? {
+            None => Ok(false),
+            Some(Mark::Provisional) => marker.clear().map(|()| true),
             Some(Mark::Unfinished(kind)) => Err(io::Error::other(format!(
                 "the data directory is half made by {kind}"
             ))),
-        })
-        .await
+        });
+        if confirmed.await? && self.options.backups.is_some() {
+            let control = self.eye.look_at_disk().await?.control;
+            Box::pin(self.write_files(&Wiring::Primary, control.as_ref())).await?;
+            self.reload().await?;
+        }
+        Ok(())
     }
 
     async fn initdb(&self, action: &str) -> Result<(), PgError> {
@@ -210,7 +216,8 @@ impl LocalPostgres {
             ("host", &options.own_host()),
             ("port", &options.port.to_string()),
         ]);
-        let ended = Program::shell(options, command, &conninfo)
+        let ended = Program::shell(options, command)
+            .arg(conninfo)
             .env(
                 "PGOPTIONS",
                 "-c synchronous_commit=local -c statement_timeout=0",

@@ -35,9 +35,9 @@ fn start(options: &LocalOptions, program: &Path) -> Command {
     let Some(tether) = &options.tether else {
         return Command::new(program);
     };
-    let (tether, name, args) = tethered(tether, program);
+    let (tether, name, args) = tethered(tether);
     let mut command = Command::new(tether);
-    command.arg0(name).args(args);
+    command.arg0(name).args(args).arg(program);
     command
 }
 
@@ -48,13 +48,9 @@ impl Program {
     }
 
     /// Prepares a command line of the configuration, to be taken apart by the shell.
-    pub(crate) fn shell(options: &LocalOptions, line: &str, argument: &str) -> Self {
+    pub(crate) fn shell(options: &LocalOptions, line: &str) -> Self {
         let mut command = start(options, Path::new("/bin/sh"));
-        command
-            .arg("-c")
-            .arg(format!("{line} \"$@\""))
-            .arg("sh")
-            .arg(argument);
+        command.arg("-c").arg(format!("{line} \"$@\"")).arg("sh");
         Self::prepare(options, line, command)
     }
 
@@ -339,14 +335,11 @@ mod tests {
     async fn lines_are_shown_and_the_end_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let seen = Mutex::new(Vec::new());
-        let ended = Program::shell(
-            &options(&dir),
-            "printf 'a\\rb\\n' >&2; echo $#; exit 3; :",
-            "x",
-        )
-        .run(|line| seen.lock().unwrap().push(line.to_owned()))
-        .await
-        .unwrap();
+        let ended = Program::shell(&options(&dir), "printf 'a\\rb\\n' >&2; echo $#; exit 3; :")
+            .arg("x")
+            .run(|line| seen.lock().unwrap().push(line.to_owned()))
+            .await
+            .unwrap();
         assert_eq!(*seen.lock().unwrap(), ["a", "b"]);
         assert_eq!(ended.stdout, "1\n");
         assert!(ended.success().unwrap_err().contains("exit status: 3"));
@@ -357,7 +350,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let started = dir.path().join("pid");
         let line = format!("sleep 600 & echo $! > {}; wait; :", started.display());
-        let result = Program::shell(&options(&dir), &line, "x")
+        let result = Program::shell(&options(&dir), &line)
             .within(Duration::from_millis(500))
             .run(|_| {})
             .await;

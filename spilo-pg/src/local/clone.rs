@@ -1,17 +1,15 @@
 //! Copying another server.
 
 use spilo_core::SystemId;
-use spilo_core::pg::{PgError, PgErrorKind, PgOpKind, Progress, Upstream};
+use spilo_core::pg::{PgError, PgOpKind, Progress, Upstream};
 
 use crate::guard::{Role, fence_without_guard};
 
-use super::child::Program;
-use super::configure::replication_conninfo;
 use super::conninfo::Endpoint;
 use super::files::{self, Mark, Marker};
 use super::observe::Alive;
 use super::start::write_signal;
-use super::{LocalPostgres, disk, failed_io, refused, retry};
+use super::{LocalPostgres, disk, refused, retry};
 
 impl LocalPostgres {
     /// Replaces the data directory by a copy of `from`, ready to start as its standby.
@@ -37,20 +35,8 @@ impl LocalPostgres {
         .await?;
         let config = self.config().await?;
         self.state().config.get_or_insert(config);
-        let slot = self
-            .state()
-            .config
-            .as_ref()
-            .is_none_or(|config| config.use_slots);
-        if let Err(problem) = self.copy(&action, &endpoint, slot, progress).await? {
-            if !(slot && problem.contains("replication slot")) {
-                return Err(judge(&action, problem));
-            }
-            tracing::warn!(%problem, "the slot of this member cannot be used; cloning without it");
-            if let Err(problem) = self.copy(&action, &endpoint, false, progress).await? {
-                return Err(judge(&action, problem));
-            }
-        }
+        self.make_replica(&action, from, &endpoint, progress)
+            .await?;
         self.blocking(&action, |options| write_signal(options, Role::Standby))
             .await?;
         let read = self
@@ -118,56 +104,4 @@ impl LocalPostgres {
             .await
             .map(drop)
     }
-
-    /// Runs pg_basebackup into the emptied directory. Returns what it says when it fails.
-    async fn copy(
-        &self,
-        action: &str,
-        endpoint: &Endpoint,
-        slot: bool,
-        progress: &Progress,
-    ) -> Result<Result<(), String>, PgError> {
-        self.blocking(action, |options| {
-            files::empty(&options.data_dir)?;
-            files::private_directory(&options.data_dir, options.uid_gid)
-        })
-        .await?;
-        let conninfo = replication_conninfo(&self.options, endpoint);
-        let mut program = Program::new(&self.options, "pg_basebackup")
-            .arg("--pgdata")
-            .arg(&self.options.data_dir)
-            .args([
-                "--wal-method=stream",
-                "--checkpoint=fast",
-                "--progress",
-                "--no-password",
-            ])
-            .arg(format!("--dbname={conninfo}"))
-            .args(self.options.basebackup.clone());
-        if slot {
-            program = program.arg(format!("--slot={}", self.options.name.slot()));
-        }
-        let ended = program
-            .run(|line| progress.say(line))
-            .await
-            .map_err(|error| failed_io(action, error))?;
-        Ok(ended.success().map(drop))
-    }
-}
-
-/// Tells whether trying again can help.
-fn judge(action: &str, problem: String) -> PgError {
-    let hopeless = [
-        "password authentication failed",
-        "no pg_hba.conf entry",
-        "incompatible server version",
-        "no password supplied",
-        "invalid option",
-        "unrecognized option",
-    ];
-    let kind = match hopeless.iter().any(|sign| problem.contains(sign)) {
-        true => PgErrorKind::Refused,
-        false => PgErrorKind::Retry,
-    };
-    PgError::new(kind, action, problem)
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use spilo_core::pg::{PgError, PgErrorKind, Upstream};
+use spilo_core::pg::{PgError, PgErrorKind, PgOpKind, Upstream};
 use spilo_core::{DynamicConfig, Revision};
 
 use crate::LocalOptions;
@@ -15,6 +15,7 @@ use crate::guard::ServerSignal;
 
 use super::conninfo::{self, Endpoint};
 use super::controldata::ControlData;
+use super::files::Mark;
 use super::observe::Alive;
 use super::settings::{self, Settings, Wiring};
 use super::{LocalPostgres, failed_guard, files, refused};
@@ -145,7 +146,15 @@ impl LocalPostgres {
     ) -> Result<Changed, PgError> {
         let action = "write the configuration";
         let config = Arc::clone(config);
-        let decided = Settings::decide(&self.options, &config, wiring, control);
+        let mut decided = Settings::decide(&self.options, &config, wiring, control);
+        let marker = self.marker();
+        let marked = self.blocking(action, move |_| marker.read()).await?;
+        if matches!(
+            marked,
+            Some(Mark::Provisional | Mark::Unfinished(PgOpKind::Bootstrap))
+        ) {
+            decided.hold_archive();
+        }
         let work = |options: &LocalOptions| {
             prepare_directories(options)?;
             prepare_base(options)

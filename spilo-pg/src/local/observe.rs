@@ -78,6 +78,7 @@ impl Eye {
             data: seen?.data,
             server: server?,
             configured: None,
+            archive: None,
         })
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use spilo_core::pg::{PgError, PgErrorKind, Upstream};
-use spilo_core::wal::{Timeline, WalPosition};
+use spilo_core::wal::{Lsn, Timeline, WalPosition};
 use spilo_core::{History, SystemId};
 
 use crate::LocalOptions;
@@ -50,6 +50,12 @@ impl LocalPostgres {
         &self,
         upstream: &Upstream,
     ) -> Result<(SystemId, History), PgError> {
+        let found = self.remote_state(upstream).await?;
+        Ok((found.system, found.history))
+    }
+
+    /// Asks another server, which is a primary, what it is and how far it is.
+    pub(super) async fn remote_state(&self, upstream: &Upstream) -> Result<Remote, PgError> {
         let action = format!("read the history of {}", upstream.name);
         let endpoint =
             Endpoint::parse(&upstream.conn_url).map_err(|problem| refused(&action, problem))?;
@@ -63,13 +69,19 @@ impl LocalPostgres {
         let system = system.ok_or_else(|| odd("system identifier"))?;
         let timeline: Option<u32> = fields.next().and_then(|field| field.parse().ok());
         let timeline = timeline.ok_or_else(|| odd("timeline"))?;
+        let flushed: Option<Lsn> = fields.next().and_then(|field| field.parse().ok());
+        let flushed = flushed.ok_or_else(|| odd("position"))?;
         match lines.next() {
             Some("off") => {}
             Some("on") => return Err(retry(&action, "it is in recovery, not a primary")),
             _ => return Err(odd("role")),
         }
         if timeline == 1 {
-            return Ok((system, History::root(Timeline(1))));
+            return Ok(Remote {
+                system,
+                history: History::root(Timeline(1)),
+                flushed,
+            });
         }
         let command = format!("TIMELINE_HISTORY {timeline}");
         let text = replication_commands(&self.options, &action, &endpoint, &[&command]).await?;
@@ -77,8 +89,20 @@ impl LocalPostgres {
         let (_, history) = text.split_once('|').unwrap_or_default();
         let history = History::parse(Timeline(timeline), history)
             .map_err(|error| retry(&action, error.to_string()).because(error))?;
-        Ok((system, history))
+        Ok(Remote {
+            system,
+            history,
+            flushed,
+        })
     }
+}
+
+/// What another server is.
+#[derive(Debug)]
+pub(super) struct Remote {
+    pub(super) system: SystemId,
+    pub(super) history: History,
+    pub(super) flushed: Lsn,
 }
 
 /// Asks a server for the timeline that it is on by its replay; of a standby without a walreceiver

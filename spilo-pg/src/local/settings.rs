@@ -80,7 +80,15 @@ impl Settings {
             settings.read(section, name, not_recovery, &mut recovery);
         }
         settings.recovery = recovery;
+        settings.archive(options);
         settings
+    }
+
+    /// Leaves the log where it is for now: of what may be thrown away again nothing is archived.
+    pub(crate) fn hold_archive(&mut self) {
+        if let Some(command) = self.others.get_mut("archive_command") {
+            command.clear();
+        }
     }
 
     /// Returns the value of a parameter.
@@ -272,6 +280,43 @@ impl Settings {
                         .push(format!("{section}: {name:?}: left out, because {why}"));
                 }
             }
+        }
+    }
+
+    /// Takes the commands of the store of backups, if there is one.
+    ///
+    /// Every member archives: what a primary that is lost has not archived a standby still has.
+    fn archive(&mut self, options: &LocalOptions) {
+        let Some(backups) = &options.backups else {
+            return;
+        };
+        let archive = backups.store.archive_command();
+        let archive = archive.as_deref();
+        let restore = backups.store.restore_command();
+        let restore = restore.as_deref();
+        let ours = [
+            ("archive_mode", archive.map(|_| "always")),
+            ("archive_command", archive),
+            ("archive_library", archive.map(|_| "")),
+            ("restore_command", restore),
+        ];
+        for (name, value) in ours {
+            let Some(value) = value else {
+                continue;
+            };
+            let others = self.others.remove(name);
+            if others.or_else(|| self.recovery.remove(name)).is_some() {
+                self.warnings.push(format!(
+                    "parameter {name}: left out, because the store of backups decides it"
+                ));
+            }
+            let into = match name {
+                "restore_command" => &mut self.recovery,
+                // Versions before 15 do not know it.
+                "archive_library" => continue,
+                _ => &mut self.others,
+            };
+            into.insert(name.to_owned(), value.to_owned());
         }
     }
 

@@ -3,6 +3,7 @@
 //! It is thin: it reads the configuration, checks that this machine fits it, connects the library
 //! to etcd, PostgreSQL and HTTP, and passes signals on.
 
+mod backups;
 mod cli;
 mod doors;
 mod journal;

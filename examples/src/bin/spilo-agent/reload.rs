@@ -38,7 +38,8 @@ async fn apply(running: &mut Running, local: &Local) -> anyhow::Result<()> {
     let postgres = wiring::postgres(local)?;
     running.doors.reload(local)?;
     running.level.set(local.log.level);
-    if local.postgresql != running.local.postgresql {
+    let before = &running.local;
+    if local.postgresql != before.postgresql || local.replica_methods != before.replica_methods {
         running.server.configure(postgres);
         running.handle.wake();
     }
@@ -74,6 +75,7 @@ fn fixed(old: &Local, new: &Local) -> Vec<&'static str> {
     differs("etcd3", old.etcd3 == new.etcd3);
     differs("consul", old.consul == new.consul);
     differs("zookeeper", old.zookeeper == new.zookeeper);
+    differs("backup", old.backup == new.backup);
     let (old, new) = (&old.postgresql, &new.postgresql);
     differs("postgresql.listen", old.listen == new.listen);
     differs("postgresql.connect_address", old.connect == new.connect);
@@ -98,6 +100,7 @@ fn with_fixed_of(old: &Local, mut new: Local) -> Local {
     new.etcd3.clone_from(&old.etcd3);
     new.consul.clone_from(&old.consul);
     new.zookeeper.clone_from(&old.zookeeper);
+    new.backup.clone_from(&old.backup);
     let (from, to) = (&old.postgresql, &mut new.postgresql);
     to.listen = from.listen.clone();
     to.connect = from.connect.clone();
@@ -135,6 +138,7 @@ mod tests {
         let new = local(|it| {
             it["name"] = json!("b");
             it["etcd3"]["host"] = json!("10.0.0.1");
+            it["backup"] = json!({"archive": "/srv/archive"});
             it["postgresql"]["data_dir"] = json!("/srv/other");
             it["postgresql"]["parameters"] = json!({"work_mem": "8MB"});
             it["tags"] = json!({"zone": "x"});
@@ -149,6 +153,7 @@ mod tests {
             "log.file_num",
             "log.file_size",
             "etcd3",
+            "backup",
             "postgresql.data_dir",
         ];
         assert_eq!(fixed(&old, &new), named);

@@ -22,7 +22,7 @@ use crate::journal::Sink;
 use crate::load::Source;
 use crate::logging::LevelHandle;
 use crate::notify::Notifier;
-use crate::{journal, reload, wiring};
+use crate::{backups, journal, reload, wiring};
 
 /// Runs the node until it is told to stop or cannot go on.
 pub(crate) fn run(
@@ -81,6 +81,13 @@ async fn node(
     let peers = Arc::new(HttpPeers::new(wiring::peers(&local))?);
     let (postgres, api) = (wiring::postgres(&local)?, wiring::api(&local)?);
     alone(&identity, dcs.as_ref(), peers.as_ref()).await?;
+    let mut archiving = JoinSet::new();
+    if let Some(section) = &local.backup
+        && let (_, Some(resident)) = backups::backups(section, &postgres)?
+    {
+        let data_dir = postgres.data_dir.clone();
+        archiving.spawn(async move { resident.archive(&data_dir).await });
+    }
 
     let clock: Arc<dyn Clock> = Arc::new(BootClock::default());
     let guard = wiring::guard(&postgres);

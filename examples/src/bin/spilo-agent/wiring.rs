@@ -20,6 +20,8 @@ use spilo_dcs::etcd::EtcdSrv;
 use spilo_dcs::{ClientTls, Consul, ConsulOptions, Etcd, EtcdOptions, ZooKeeper, ZooKeeperOptions};
 use spilo_pg::{GuardOptions, LocalOptions};
 
+use crate::backups;
+
 /// Makes everything that a start makes out of the settings and changes nothing; returns what
 /// cannot be made, a line each.
 pub(crate) fn check(local: &Local) -> Vec<String> {
@@ -196,6 +198,11 @@ pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
         .clone_from(&local.bootstrap.post_bootstrap);
     options.pg_ctl_timeout = from.pg_ctl_timeout;
     options.uid_gid = server_user(&from.data_dir)?;
+    options.replica_methods = backups::replica_methods(&local.replica_methods);
+    options.backups = match &local.backup {
+        Some(section) => Some(backups::backups(section, &options)?.0),
+        None => None,
+    };
     Ok(options)
 }
 
@@ -208,7 +215,7 @@ pub(crate) fn guard(postgres: &LocalOptions) -> GuardOptions {
 
 /// Returns a program that is installed in the directory of this one. The guard is a hundredth of
 /// the agent, and stays in memory for as long as the server runs.
-fn beside_this_program(name: &str) -> Option<PathBuf> {
+pub(crate) fn beside_this_program(name: &str) -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?.parent()?.join(name);
     program.is_file().then_some(program)
 }

@@ -22,8 +22,8 @@ use crate::machine::{
 };
 use crate::peer::{ConsentAnswer, ConsentRequest, PeerStatus};
 use crate::pg::{
-    DataDir, PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server, StartRole, Upstream,
-    Walsender,
+    ArchiveStatus, DataDir, PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server,
+    StartRole, Upstream, Walsender,
 };
 use crate::store::Store;
 use crate::time::NodeTime;
@@ -347,6 +347,10 @@ fn status(role: Role) -> PgStatus {
         data,
         server: Server::Running(Box::new(running)),
         configured: Some(Revision(2)),
+        archive: Some(ArchiveStatus {
+            waiting: 3,
+            first_waiting: Some("000000010000000000000002".to_owned()),
+        }),
     }
 }
 
@@ -370,6 +374,7 @@ fn unfinished() -> PgStatus {
             guarded: false,
         },
         configured: None,
+        archive: None,
     }
 }
 

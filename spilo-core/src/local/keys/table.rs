@@ -441,16 +441,8 @@ pub(in crate::local) const KEYS: &[Key] = &[
     ),
     key("postgresql.pre_promote", Text, Refused(judge::PRE_PROMOTE)),
     key("postgresql.before_stop", Text, Ignored("nothing is called")),
-    key(
-        "postgresql.create_replica_methods",
-        List,
-        Judged(judge::replica_methods),
-    ),
-    key(
-        "postgresql.create_replica_method",
-        List,
-        Judged(judge::replica_methods),
-    ),
+    key("postgresql.create_replica_methods", List, Built),
+    key("postgresql.create_replica_method", List, Built),
     key("postgresql.basebackup", Options, Judged(judge::basebackup)),
     key("postgresql.rewind", Options, Judged(judge::rewind_options)),
     key("postgresql.use_pg_rewind", Flag, Ignored(CLUSTER_WIDE)),
@@ -468,6 +460,18 @@ pub(in crate::local) const KEYS: &[Key] = &[
         "postgresql.krbsrvname",
         Text,
         Refused("Kerberos is not built"),
+    ),
+    // Spilo's own.
+    key("backup.store", Choice(&["spilo-backup", "wal-e"]), Built),
+    key("backup.archive", Text, Built),
+    key("backup.command", Text, Built),
+    key("backup.env_dir", Text, Built),
+    key("backup.options", Options, Judged(judge::backup_options)),
+    key("backup.threshold_megabytes", Integer(0, MANY), Built),
+    key(
+        "backup.threshold_backup_size_percentage",
+        Integer(0, MANY),
+        Built,
     ),
 ];
 

@@ -143,6 +143,7 @@ fn down(data: DataDir) -> PgStatus {
         data,
         server: Server::Down,
         configured: Some(Revision(2)),
+        archive: None,
     }
 }
 

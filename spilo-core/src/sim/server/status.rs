@@ -15,6 +15,7 @@ impl FakeServer {
             data: self.data_status(),
             server: self.server_status(followers, address),
             configured: self.configured,
+            archive: None,
         }
     }
 

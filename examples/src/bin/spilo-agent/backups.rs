@@ -1,0 +1,91 @@
+//! The store of backups, through the program that reaches it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use spilo_backup::{CommandOptions, Separate, Tether, WalE};
+use spilo_core::BackupStore;
+use spilo_core::local::{self, Backup, BackupTool, ToolOption};
+use spilo_pg::{Backups, LocalOptions, ReplicaCommand, ReplicaMethod};
+
+use crate::wiring::beside_this_program;
+
+/// Returns the store of backups and when a replica is made from it, and what stays beside the server
+/// to archive its log.
+pub(crate) fn backups(
+    section: &Backup,
+    postgres: &LocalOptions,
+) -> Result<(Backups, Option<Separate>)> {
+    let mut options = CommandOptions::new(program(section)?);
+    if let Some(archive) = &section.archive {
+        options.arguments.push(format!("--archive={archive}"));
+    }
+    let further = section.options.iter().map(ToolOption::argument);
+    options.arguments.extend(further);
+    options.env_dir.clone_from(&section.env_dir);
+    options.working_dir = Some(postgres.state_dir());
+    options.user = postgres.uid_gid;
+    let this = std::env::current_exe().context("cannot find this program")?;
+    let guard = beside_this_program("spilo-guard").unwrap_or(this);
+    let (program, name, arguments) = spilo_pg::guard::tethered(&guard);
+    options.tether = Some(Tether {
+        program,
+        name: name.to_owned(),
+        arguments,
+    });
+    let (store, resident): (Arc<dyn BackupStore>, _) = match section.tool {
+        BackupTool::SpiloBackup => {
+            let resident = postgres.state_dir().join("archiver");
+            let separate = Separate::new(options, None);
+            drop(resident);
+            (Arc::new(separate.clone()), Some(separate))
+        }
+        // It pushes several files at once by itself.
+        BackupTool::WalE => (Arc::new(WalE::new(options)), None),
+    };
+    let backups = Backups::new(store).with_strategy(section.thresholds);
+    Ok((backups, resident))
+}
+
+/// Returns the ways to make a replica.
+pub(crate) fn replica_methods(methods: &[local::ReplicaMethod]) -> Vec<ReplicaMethod> {
+    let method = |method: &local::ReplicaMethod| match method {
+        local::ReplicaMethod::Backup => ReplicaMethod::Backup,
+        local::ReplicaMethod::Basebackup => ReplicaMethod::Basebackup,
+        local::ReplicaMethod::Command(from) => {
+            let mut command = ReplicaCommand::new(&from.name, &from.command);
+            command.arguments.clone_from(&from.arguments);
+            command.no_params = from.no_params;
+            command.keep_data = from.keep_data;
+            ReplicaMethod::Command(command)
+        }
+    };
+    methods.iter().map(method).collect()
+}
+
+/// Returns the program of backups: the one that the configuration names, the one beside this
+/// program, or the first one in `PATH`.
+fn program(section: &Backup) -> Result<PathBuf> {
+    let name = match section.tool {
+        BackupTool::SpiloBackup => "spilo-backup",
+        BackupTool::WalE => "wal-e",
+    };
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = || {
+        std::env::split_paths(&path)
+            .map(|directory| directory.join(name))
+            .find(|program| program.is_file())
+    };
+    let found = match &section.command {
+        Some(command) => Some(command.clone()).filter(|command| Path::is_file(command)),
+        None => beside_this_program(name).or_else(in_path),
+    };
+    found.with_context(|| match &section.command {
+        Some(command) => format!("backup.command: there is no program {}", command.display()),
+        None => format!(
+            "backup.command: not given, and there is no {name} beside the agent or in PATH: \
+             install it, or name its path"
+        ),
+    })
+}

@@ -1,0 +1,178 @@
+//! Where backups are, and how a replica is made.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value};
+
+use super::error::{ConfigErrorKind, Problems};
+use super::options::ToolOption;
+use super::scalar::setting;
+use super::section::Section;
+use crate::config::boolean;
+use crate::replica::Thresholds;
+
+/// The store of backups that the server archives to and replicas are made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Backup {
+    /// The program that reaches it.
+    pub tool: BackupTool,
+    /// Where the archive is, for `spilo-backup`: `s3://BUCKET/PREFIX`, or a directory.
+    pub archive: Option<String>,
+    /// Where the program is; beside the agent or in `PATH` if `None`.
+    pub command: Option<PathBuf>,
+    /// A directory with the program's environment, a file for each variable, as `envdir` reads it.
+    pub env_dir: Option<PathBuf>,
+    /// Further options of the program.
+    pub options: Vec<ToolOption>,
+    /// Until when a backup is better than a copy of the leader.
+    pub thresholds: Thresholds,
+}
+
+/// A program of backups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupTool {
+    /// Spilo's own.
+    SpiloBackup,
+    /// Stock WAL-E.
+    WalE,
+}
+
+/// A way to make a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaMethod {
+    /// From a backup, where that is better.
+    Backup,
+    /// As a copy of the leader.
+    Basebackup,
+    /// By a command.
+    Command(ReplicaCommand),
+}
+
+/// A command that makes a replica, as Patroni runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaCommand {
+    /// The name of the method.
+    pub name: String,
+    /// The command, for a shell.
+    pub command: String,
+    /// What it is given, each as `--key=value`.
+    pub arguments: Vec<(String, String)>,
+    /// Whether it is given nothing of the node's.
+    pub no_params: bool,
+    /// Whether it finds the data directory as it was, and not empty.
+    pub keep_data: bool,
+}
+
+impl Backup {
+    pub(super) fn read(section: &Section<'_>, problems: &mut Problems) -> Option<Self> {
+        if !section.exists() {
+            return None;
+        }
+        let tool = match section.words("store").as_deref() {
+            Some("wal-e") => BackupTool::WalE,
+            _ => BackupTool::SpiloBackup,
+        };
+        let archive = section.text("archive");
+        match (tool, &archive) {
+            (BackupTool::SpiloBackup, None) => {
+                let what = "is missing: `s3://BUCKET/PREFIX`, or an absolute path";
+                let path = section.path("archive");
+                problems.error(&path, ConfigErrorKind::Missing, what.to_owned());
+            }
+            (BackupTool::SpiloBackup, Some(url)) if !is_place(url) => {
+                let what =
+                    format!("must be `s3://BUCKET/PREFIX` or an absolute path, found {url:?}");
+                problems.error(&section.path("archive"), ConfigErrorKind::Invalid, what);
+            }
+            (BackupTool::WalE, Some(_)) => {
+                let what = "has no effect: `wal-e` takes WALE_S3_PREFIX from `backup.env_dir`";
+                problems.warn(&section.path("archive"), what);
+            }
+            (BackupTool::SpiloBackup, Some(_)) | (BackupTool::WalE, None) => {}
+        }
+        for name in ["command", "env_dir"] {
+            if let Some(path) = section.text(name).filter(|path| !path.starts_with('/')) {
+                let problem = format!("must be an absolute path, found {path:?}");
+                problems.error(&section.path(name), ConfigErrorKind::Invalid, problem);
+            }
+        }
+        let mut thresholds = Thresholds::default();
+        if let Some(megabytes) = section.count::<u64>("threshold_megabytes") {
+            thresholds.wal = megabytes << 20;
+        }
+        if let Some(percent) = section.count("threshold_backup_size_percentage") {
+            thresholds.backup_percent = percent;
+        }
+        Some(Self {
+            tool,
+            archive,
+            command: section.file("command"),
+            env_dir: section.file("env_dir"),
+            options: section.options("options"),
+            thresholds,
+        })
+    }
+}
+
+/// Reads the ways to make a replica, in their order; `None` where none is given.
+pub(super) fn replica_methods(
+    postgresql: &Section<'_>,
+    has_store: bool,
+    problems: &mut Problems,
+) -> Option<Vec<ReplicaMethod>> {
+    let key = ["create_replica_methods", "create_replica_method"]
+        .into_iter()
+        .find(|key| postgresql.value(key).is_some())?;
+    let mut methods = Vec::new();
+    for name in postgresql.list(key)? {
+        methods.push(match &*name {
+            "basebackup" => ReplicaMethod::Basebackup,
+            "backup" if has_store => ReplicaMethod::Backup,
+            "backup" => {
+                let problem = "names `backup`, and there is no section `backup` that says where \
+                               backups are";
+                let path = postgresql.path(key);
+                problems.error(&path, ConfigErrorKind::Missing, problem.to_owned());
+                continue;
+            }
+            name => {
+                let section = postgresql.map(name).unwrap_or_default();
+                ReplicaMethod::Command(command(name, &section))
+            }
+        });
+    }
+    if methods.is_empty() {
+        let problem = "names no way to make a replica".to_owned();
+        problems.error(&postgresql.path(key), ConfigErrorKind::Invalid, problem);
+    }
+    Some(methods)
+}
+
+fn command(name: &str, section: &Map<String, Value>) -> ReplicaCommand {
+    let flag = |key: &str| section.get(key).and_then(boolean) == Some(true);
+    let text = |key: &str| section.get(key).and_then(Value::as_str);
+    let no_params = flag("no_params");
+    // What says how the command is run is passed on as well, as Patroni does.
+    let hidden = |key: &str| {
+        key == "command" || (no_params && ["no_params", "no_leader", "keep_data"].contains(&key))
+    };
+    let given = section.iter().filter(|(key, _)| !hidden(key));
+    let arguments = given.filter_map(|(key, value)| Some((key.clone(), setting(value)?)));
+    ReplicaCommand {
+        name: name.to_owned(),
+        command: text("command").unwrap_or(name).to_owned(),
+        arguments: arguments.collect(),
+        no_params,
+        keep_data: flag("keep_data"),
+    }
+}
+
+fn is_place(url: &str) -> bool {
+    let bucket = url.strip_prefix("s3://").map(|rest| rest.split('/').next());
+    match bucket {
+        Some(bucket) => bucket.is_some_and(|bucket| !bucket.is_empty()),
+        None => url.strip_prefix("file://").unwrap_or(url).starts_with('/'),
+    }
+}

@@ -1,0 +1,112 @@
+use super::*;
+use crate::replica::Thresholds;
+
+#[test]
+fn the_store_of_backups_and_the_ways_to_make_a_replica_are_read() {
+    let local = with(json!({
+        "backup": {
+            "archive": "s3://bucket/main",
+            "command": "/opt/spilo-backup",
+            "env_dir": "/etc/backup.env",
+            "options": {"path-style": true, "codec": "lz4"},
+            "threshold_megabytes": 100,
+            "threshold_backup_size_percentage": "20",
+        },
+        "postgresql": {
+            "create_replica_methods": "mine, backup, basebackup",
+            "mine": {"command": "/bin/mine --x", "no_leader": 1, "level": 3, "deep": {"no": 1}},
+        },
+    }))
+    .unwrap()
+    .local;
+    let thresholds = Thresholds {
+        wal: 100 << 20,
+        backup_percent: 20,
+    };
+    let option = |name: &str, value: Option<&str>| ToolOption {
+        name: name.to_owned(),
+        value: value.map(str::to_owned),
+    };
+    let wanted = Backup {
+        tool: BackupTool::SpiloBackup,
+        archive: Some("s3://bucket/main".to_owned()),
+        command: Some("/opt/spilo-backup".into()),
+        env_dir: Some("/etc/backup.env".into()),
+        options: vec![option("path-style", None), option("codec", Some("lz4"))],
+        thresholds,
+    };
+    assert_eq!(local.backup, Some(wanted));
+    let argument = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+    let mine = ReplicaCommand {
+        name: "mine".to_owned(),
+        command: "/bin/mine --x".to_owned(),
+        arguments: vec![argument("no_leader", "1"), argument("level", "3")],
+        no_params: false,
+        keep_data: false,
+    };
+    assert_eq!(
+        local.replica_methods,
+        [
+            ReplicaMethod::Command(mine),
+            ReplicaMethod::Backup,
+            ReplicaMethod::Basebackup
+        ]
+    );
+}
+
+#[test]
+fn without_a_word_a_backup_is_tried_before_a_copy() {
+    let local = with(json!({"tags": {}})).unwrap().local;
+    assert_eq!(local.backup, None);
+    assert_eq!(
+        local.replica_methods,
+        [ReplicaMethod::Backup, ReplicaMethod::Basebackup]
+    );
+}
+
+#[test]
+fn what_is_wrong_about_backups_is_named_with_the_remedy() {
+    for (change, problem) in [
+        (
+            json!({"backup": {"env_dir": "/etc/x"}}),
+            "backup.archive: is missing: `s3://BUCKET/PREFIX`, or an absolute path",
+        ),
+        (
+            json!({"backup": {"archive": "bucket/main"}}),
+            "backup.archive: must be `s3://BUCKET/PREFIX` or an absolute path, found \
+             \"bucket/main\"",
+        ),
+        (
+            json!({"backup": {"archive": "s3:///main"}}),
+            "backup.archive: must be `s3://BUCKET/PREFIX` or an absolute path, found \
+             \"s3:///main\"",
+        ),
+        (
+            json!({"backup": {"archive": "/a", "command": "spilo-backup"}}),
+            "backup.command: must be an absolute path, found \"spilo-backup\"",
+        ),
+        (
+            json!({"backup": {"archive": "/a", "store": "wal-g"}}),
+            "backup.store: must be one of `spilo-backup`, `wal-e`, found \"wal-g\"",
+        ),
+        (
+            json!({"backup": {"archiv": "/a"}}),
+            "backup.archiv: unknown key; did you mean `backup.archive`?",
+        ),
+        (
+            json!({"postgresql": {"create_replica_methods": ["backup"]}}),
+            "postgresql.create_replica_methods: names `backup`, and there is no section `backup` \
+             that says where backups are",
+        ),
+        (
+            json!({"postgresql": {"create_replica_methods": []}}),
+            "postgresql.create_replica_methods: names no way to make a replica",
+        ),
+    ] {
+        assert!(
+            errors(change.clone()).contains(&problem.to_owned()),
+            "{change}: {:?}",
+            errors(change.clone())
+        );
+    }
+}
