@@ -247,8 +247,8 @@ fn builder(archive: &Archive) -> ClusterBuilder {
 /// Makes a table of some two megabytes.
 async fn fill(primary: &Node, table: &str) {
     let rows = "SELECT n, md5(n::text) AS m FROM generate_series(1, 20000) n";
-    let filled = primary.query_texts(&format!("CREATE TABLE {table} AS {rows}"));
-    filled.await.unwrap();
+    let statement = format!("CREATE TABLE {table} AS {rows}");
+    primary.query_texts(&statement).await.unwrap();
 }
 
 /// Waits until a node has replayed everything that the primary has written.

@@ -192,13 +192,14 @@ acknowledged rows survived.
 All arguments go to `quickstart`: `cargo xtask demo -- --help` lists them.";
 
 const TEST_HELP: &str = "\
-Check everything, in the order in which mistakes are cheapest to find.
+Check everything.
 
 Usage: cargo xtask test [-- FILTER...]
 
-Installs what is missing, then: the purity of the core's dependencies, format, lints of the whole
-workspace and of every feature alone, documentation, tests (on real servers too), examples in the
-documentation. Stops at the first step that fails, and names the command that repeats it.
+Installs what is missing, then: the purity of the core's dependencies and the format; then the tests
+(on real servers too) and the examples in the documentation, and beside them, in what processor time
+they leave: the lints of the whole workspace and of every feature alone, the documentation, and the
+simulator. Says at once what failed, and names the command that repeats it.
 
 With a filter, or any other arguments of `cargo nextest run`, runs only the tests:
 
