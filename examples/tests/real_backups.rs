@@ -175,6 +175,82 @@ async fn real_f39_archive_is_whole_again_after_the_primary_was_lost_far_behind()
     assert!(verified.contains('2'), "no second timeline: {verified}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_new_cluster_is_a_copy_of_another_at_a_named_moment() {
+    let archive = Archive::new();
+    let first = builder(&archive).nodes(1).start().await.unwrap();
+    let primary = first.wait_streaming(0, LIMIT).await.unwrap();
+    archive.back_up(primary).await;
+    fill(primary, "t").await;
+    primary
+        .query_texts("SELECT pg_create_restore_point('before the accident')")
+        .await
+        .unwrap();
+    primary.query_texts("DROP TABLE t").await.unwrap();
+    primary.query_texts("SELECT pg_switch_wal()").await.unwrap();
+    until(async || primary.query_texts(WAITING).await.unwrap() == ["0"]).await;
+
+    let own = Archive::new();
+    let copy = builder(&own)
+        .scope("copy")
+        .nodes(2)
+        .overlay(&json!({"bootstrap": {"method": "backup", "backup": {
+            "archive": archive.place(),
+            "target_name": "before the accident",
+        }}}))
+        .start()
+        .await
+        .unwrap();
+    let copied = copy.wait_streaming(1, LIMIT).await.unwrap();
+    let rows = copied.query_texts("SELECT count(*) FROM t").await.unwrap();
+    assert_eq!(rows, ["20000"]);
+    // It lives: takes writes on a timeline of its own, and archives to its own archive.
+    copied
+        .query_texts("INSERT INTO t VALUES (0, 'new')")
+        .await
+        .unwrap();
+    copied.query_texts("SELECT pg_switch_wal()").await.unwrap();
+    until(async || copied.query_texts(WAITING).await.unwrap() == ["0"]).await;
+    let timeline = "SELECT timeline_id FROM pg_control_checkpoint()";
+    assert_eq!(copied.query_texts(timeline).await.unwrap(), ["2"]);
+    own.back_up(copied).await;
+    let place = format!("--archive={}", own.place());
+    copied
+        .spilo_backup(&[&place, "wal-verify"], LIMIT)
+        .await
+        .unwrap();
+    assert!(!archive.path().join("wal_005/00000002.history.zst").exists());
+    assert!(own.path().join("wal_005/00000002.history.zst").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_recovery_that_does_not_reach_its_target_makes_no_cluster() {
+    let archive = Archive::new();
+    let first = builder(&archive).nodes(1).start().await.unwrap();
+    let primary = first.wait_streaming(0, LIMIT).await.unwrap();
+    archive.back_up(primary).await;
+    let copy = builder(&Archive::new())
+        .scope("copy")
+        .nodes(1)
+        .overlay(&json!({"bootstrap": {"method": "backup", "backup": {
+            "archive": archive.place(),
+            "target_name": "a point that nobody has made",
+        }}}))
+        .start()
+        .await
+        .unwrap();
+    let node = &copy.nodes()[0];
+    let problem = "recovery ended before configured recovery target was reached";
+    until(async || log(node).contains(problem)).await;
+    assert!(!node.takes_writes().await);
+    let key = "/service/copy/initialize";
+    let made = copy.etcd().get(key).await.unwrap();
+    assert!(
+        made.is_none_or(|made| made.is_empty()),
+        "there is a cluster"
+    );
+}
+
 /// An archive in a directory of the servers' user.
 struct Archive {
     dir: TempDir,

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 pub use address::{Address, Listen};
-pub use backup::{Backup, BackupTool, ReplicaCommand, ReplicaMethod};
+pub use backup::{Backup, BackupTool, Recovery, RecoveryTarget, ReplicaCommand, ReplicaMethod};
 pub use bootstrap::Bootstrap;
 pub use error::{ConfigError, ConfigErrorKind};
 pub use options::ToolOption;
@@ -175,9 +175,9 @@ impl Local {
         let etcd3 = Etcd3::read(etcd3, problems);
         let consul = Consul::read(consul, problems);
         let zookeeper = ZooKeeper::read(zookeeper, problems);
-        let bootstrap = Bootstrap::read(&root.inner("bootstrap"), problems);
         let backup = root.inner("backup");
         let (has_store, backup) = (backup.exists(), Backup::read(&backup, problems));
+        let bootstrap = Bootstrap::read(&root.inner("bootstrap"), backup.as_ref(), problems);
         let section = root.inner("postgresql");
         let postgresql = Postgresql::read(&section, problems);
         let methods = backup::replica_methods(&section, has_store, problems);

@@ -15,6 +15,7 @@ mod log;
 mod observe;
 mod promote;
 mod query;
+mod recover;
 mod remote;
 mod replica;
 mod rewind;

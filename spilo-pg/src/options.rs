@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use spilo_core::backup::BackupStore;
+use spilo_core::backup::{BackupName, BackupStore};
 use spilo_core::ids::{MemberName, Scope};
 use spilo_core::replica::{Strategy, Thresholds};
+use spilo_core::wal::Lsn;
 
 /// Where the server is, as whom to talk to it, and what its configuration files get from the
 /// local configuration.
@@ -57,6 +58,8 @@ pub struct LocalOptions {
     pub custom_conf: Option<PathBuf>,
     /// Further arguments of initdb, such as `--wal-segsize=64`.
     pub initdb: Vec<String>,
+    /// The backup that a new cluster is made from, instead of by initdb.
+    pub recovery: Option<Recovery>,
     /// Lines that are appended once to the `pg_hba.conf` that initdb made.
     pub bootstrap_pg_hba: Vec<String>,
     /// A command to run once in a new cluster; gets a connection string as its last argument.
@@ -88,6 +91,44 @@ pub struct Backups {
     pub store: Arc<dyn BackupStore>,
     /// What decides between a backup and a copy of the leader.
     pub strategy: Arc<dyn Strategy>,
+}
+
+/// How a new cluster is made from a backup: of another cluster, or of this one at an earlier time.
+///
+/// It has the roles and passwords of the backup; the superuser's has to be the one that this node
+/// is configured with, unless `pg_hba.conf` lets it in without.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Where the backup and the log since it are.
+    pub store: Arc<dyn BackupStore>,
+    /// The backup to begin with; the newest one from which a position can be reached if not given.
+    /// Of a time or a name nobody knows beforehand which backup is before it.
+    pub backup: Option<BackupName>,
+    /// Where the recovery ends.
+    pub target: RecoveryTarget,
+    /// Whether what is exactly at the target is recovered as well.
+    pub inclusive: bool,
+    /// The timeline to follow: `latest`, `current` or a number.
+    pub timeline: String,
+}
+
+/// Where a recovery ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RecoveryTarget {
+    /// At the end of the archived log.
+    Latest,
+    /// As soon as the backup is consistent.
+    Immediate,
+    /// At a moment, as PostgreSQL reads one.
+    Time(String),
+    /// At a point that `pg_create_restore_point` has named.
+    Name(String),
+    /// At a transaction.
+    Xid(u64),
+    /// At a position of the log.
+    Lsn(Lsn),
 }
 
 /// A way to make a replica.
@@ -153,6 +194,7 @@ impl LocalOptions {
             recovery_conf: Map::new(),
             custom_conf: None,
             initdb: Vec::new(),
+            recovery: None,
             bootstrap_pg_hba: Vec::new(),
             post_bootstrap: None,
             basebackup: Vec::new(),
@@ -229,6 +271,32 @@ impl Backups {
     pub fn with_strategy(mut self, strategy: impl Strategy + 'static) -> Self {
         self.strategy = Arc::new(strategy);
         self
+    }
+}
+
+impl Recovery {
+    /// Takes the store; recovers from the newest backup to the end of the latest timeline.
+    pub fn new(store: Arc<dyn BackupStore>) -> Self {
+        Self {
+            store,
+            backup: None,
+            target: RecoveryTarget::Latest,
+            inclusive: true,
+            timeline: "latest".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for RecoveryTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("the end of the log"),
+            Self::Immediate => f.write_str("the end of the backup"),
+            Self::Time(time) => write!(f, "the time {time}"),
+            Self::Name(name) => write!(f, "the point {name:?}"),
+            Self::Xid(xid) => write!(f, "the transaction {xid}"),
+            Self::Lsn(lsn) => write!(f, "the position {lsn}"),
+        }
     }
 }
 

@@ -8,8 +8,10 @@ use super::error::{ConfigErrorKind, Problems};
 use super::options::ToolOption;
 use super::scalar::setting;
 use super::section::Section;
+use crate::backup::BackupName;
 use crate::config::boolean;
 use crate::replica::Thresholds;
+use crate::wal::{BadLsn, Lsn};
 
 /// The store of backups that the server archives to and replicas are made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +38,39 @@ pub enum BackupTool {
     SpiloBackup,
     /// Stock WAL-E.
     WalE,
+}
+
+/// The backup that a new cluster is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Where it is.
+    pub store: Backup,
+    /// Its name; the newest that fits if `None`.
+    pub name: Option<BackupName>,
+    /// Where the recovery ends.
+    pub target: RecoveryTarget,
+    /// Whether what is exactly there is recovered as well.
+    pub inclusive: bool,
+    /// The timeline to follow: `latest`, `current` or a number.
+    pub timeline: String,
+}
+
+/// Where a recovery ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryTarget {
+    /// At the end of the archived log.
+    Latest,
+    /// As soon as the backup is consistent.
+    Immediate,
+    /// At a moment, as PostgreSQL reads one.
+    Time(String),
+    /// At a point that was named.
+    Name(String),
+    /// At a transaction.
+    Xid(u64),
+    /// At a position of the log.
+    Lsn(Lsn),
 }
 
 /// A way to make a replica.
@@ -114,6 +149,87 @@ impl Backup {
             thresholds,
         })
     }
+}
+
+impl Recovery {
+    pub(super) fn read(
+        section: &Section<'_>,
+        usual: Option<&Backup>,
+        problems: &mut Problems,
+    ) -> Option<Self> {
+        let named = ["store", "archive", "command", "env_dir", "options"];
+        let own = named.iter().any(|key| section.value(key).is_some());
+        let store = match (own, usual) {
+            (false, Some(usual)) => Some(usual.clone()),
+            (true, _) => Backup::read(section, problems),
+            (false, None) => {
+                let what = "is missing: `bootstrap.method` is `backup`, and neither this nor a section \
+                            `backup` says where backups are";
+                let path = section.path("archive");
+                problems.error(&path, ConfigErrorKind::Missing, what.to_owned());
+                None
+            }
+        };
+        let timeline = section.text("target_timeline");
+        let timeline = timeline.unwrap_or_else(|| "latest".to_owned());
+        let is_number = timeline.parse::<u32>().is_ok_and(|number| number > 0);
+        if !is_number && !["latest", "current"].contains(&&*timeline) {
+            let what = format!("must be `latest`, `current` or a number, found {timeline:?}");
+            let path = section.path("target_timeline");
+            problems.error(&path, ConfigErrorKind::Invalid, what);
+        }
+        Some(Self {
+            target: target(section, problems)?,
+            store: store?,
+            name: section.text("name").map(BackupName),
+            inclusive: section.flag("target_inclusive").unwrap_or(true),
+            timeline,
+        })
+    }
+}
+
+/// Reads where a recovery ends; more than one end is none.
+fn target(section: &Section<'_>, problems: &mut Problems) -> Option<RecoveryTarget> {
+    let mut targets = Vec::new();
+    let mut found = |key: &'static str, target: Option<RecoveryTarget>| {
+        targets.extend(target.map(|target| (key, target)));
+    };
+    let immediate = section.flag("target_immediate") == Some(true);
+    found(
+        "target_immediate",
+        immediate.then_some(RecoveryTarget::Immediate),
+    );
+    found(
+        "target_time",
+        section.text("target_time").map(RecoveryTarget::Time),
+    );
+    found(
+        "target_name",
+        section.text("target_name").map(RecoveryTarget::Name),
+    );
+    found(
+        "target_xid",
+        section.count("target_xid").map(RecoveryTarget::Xid),
+    );
+    if let Some(text) = section.text("target_lsn") {
+        let lsn: Result<Lsn, _> = text.parse();
+        let lsn = lsn.map_err(|error: BadLsn| error.to_string());
+        let lsn = section.valid("target_lsn", lsn, problems)?;
+        found("target_lsn", Some(RecoveryTarget::Lsn(lsn)));
+    }
+    if let [(first, _), (second, _), ..] = &targets[..] {
+        let what = format!(
+            "is a second end of the recovery beside `{}`",
+            section.path(first)
+        );
+        problems.error(&section.path(second), ConfigErrorKind::Invalid, what);
+        return None;
+    }
+    Some(
+        targets
+            .pop()
+            .map_or(RecoveryTarget::Latest, |(_, target)| target),
+    )
 }
 
 /// Reads the ways to make a replica, in their order; `None` where none is given.

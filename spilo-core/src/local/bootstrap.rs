@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::backup::{Backup, Recovery};
 use super::error::{ConfigError, ConfigErrorKind, Problems};
 use super::options::ToolOption;
 use super::section::Section;
@@ -13,6 +14,8 @@ use crate::config::DynamicConfig;
 pub struct Bootstrap {
     /// The cluster's first dynamic configuration, as written.
     pub dcs: Map<String, Value>,
+    /// The backup to make it from, instead of by `initdb`.
+    pub recovery: Option<Recovery>,
     /// Options of `initdb`.
     pub initdb: Vec<ToolOption>,
     /// Lines that are added to `pg_hba.conf` once.
@@ -23,7 +26,12 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
-    pub(super) fn read(section: &Section<'_>, problems: &mut Problems) -> Self {
+    /// Reads the section; a backup to begin with is in the store of `backup` if no other is named.
+    pub(super) fn read(
+        section: &Section<'_>,
+        backup: Option<&Backup>,
+        problems: &mut Problems,
+    ) -> Self {
         let [first, second] = ["post_bootstrap", "post_init"].map(|name| section.text(name));
         if first.is_some() && second.is_some() {
             problems.error(
@@ -49,8 +57,19 @@ impl Bootstrap {
             }
             Err(why) => problems.errors.push(dynamic(&section.path("dcs"), &why)),
         }
+        let recovers = section.words("method").as_deref() == Some("backup");
+        let recovery = section.inner("backup");
+        if recovery.exists() && !recovers {
+            let what = "has no effect: `bootstrap.method` is not `backup`";
+            problems.warn(&section.path("backup"), what);
+        }
+        let recovery = match recovers {
+            true => Recovery::read(&recovery, backup, problems),
+            false => None,
+        };
         Self {
             dcs,
+            recovery,
             initdb: section.options("initdb"),
             pg_hba: section.lines("pg_hba").unwrap_or_default(),
             post_bootstrap: first.or(second),

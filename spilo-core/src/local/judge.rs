@@ -84,10 +84,10 @@ pub(super) fn replicatefrom(value: &Value) -> Verdict {
 
 pub(super) fn bootstrap_method(value: &Value) -> Verdict {
     match value.as_str() {
-        Some("initdb") => Verdict::Fine,
+        Some("initdb" | "backup") => Verdict::Fine,
         _ => Verdict::Refuse(format!(
-            "only `initdb` is built, found {}: a new cluster would be made in another way than \
-             asked for",
+            "only `initdb` and `backup` are built, found {}: a new cluster would be made in another \
+             way than asked for",
             found(value)
         )),
     }

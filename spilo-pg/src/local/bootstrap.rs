@@ -69,14 +69,26 @@ impl LocalPostgres {
         })
         .await?;
         self.state().config = Some(config);
-        progress.say("initdb");
-        self.initdb(action).await?;
+        match &self.options.recovery {
+            None => {
+                progress.say("initdb");
+                self.initdb(action).await?;
+            }
+            Some(recovery) => Box::pin(self.unpack(action, recovery, progress)).await?,
+        }
         self.blocking(action, append_access).await?;
-        Box::pin(self.write_files(&Wiring::Primary, None)).await?;
-        let settings = self.checked_settings().unwrap_or_default();
-        progress.say("starting the server");
         let done = async {
-            Box::pin(self.launch(&guard, &settings, Role::Primary)).await?;
+            match &self.options.recovery {
+                None => {
+                    Box::pin(self.write_files(&Wiring::Primary, None)).await?;
+                    let settings = self.checked_settings().unwrap_or_default();
+                    progress.say("starting the server");
+                    Box::pin(self.launch(&guard, &settings, Role::Primary)).await?;
+                }
+                Some(recovery) => {
+                    Box::pin(self.recover(action, &guard, recovery, progress)).await?;
+                }
+            }
             progress.say("creating the roles");
             self.furnish(action).await
         };

@@ -73,9 +73,25 @@ impl LocalPostgres {
     ) -> Result<(), PgError> {
         let action = "start the server";
         let log = self.blocking(action, Log::open).await?;
+        self.order_launch(guard, settings, wanted, Vec::new(), &log)
+            .await?;
+        self.wait_for_start(guard, &log, wanted).await
+    }
+
+    /// Makes the guard start the program.
+    pub(super) async fn order_launch(
+        &self,
+        guard: &GuardClient,
+        settings: &Settings,
+        wanted: Role,
+        further: Vec<String>,
+        log: &Log,
+    ) -> Result<(), PgError> {
+        let mut args = arguments(&self.options, settings);
+        args.extend(further);
         let launch = Launch {
             program: program(&self.options),
-            args: arguments(&self.options, settings),
+            args,
             env: server_environment(),
             data_dir: self.options.data_dir.clone(),
             log_file: log.path().to_owned(),
@@ -85,8 +101,8 @@ impl LocalPostgres {
         guard
             .launch(launch)
             .await
-            .map_err(|error| failed_guard(action, error))?;
-        self.wait_for_start(guard, &log, wanted).await
+            .map_err(|error| failed_guard("start the server", error))
+            .map(drop)
     }
 
     async fn wait_for_start(

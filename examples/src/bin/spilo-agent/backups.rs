@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use spilo_backup::{CommandOptions, Separate, Tether, WalE};
 use spilo_core::BackupStore;
 use spilo_core::local::{self, Backup, BackupTool, ToolOption};
-use spilo_pg::{Backups, LocalOptions, ReplicaCommand, ReplicaMethod};
+use spilo_pg::{Backups, LocalOptions, Recovery, RecoveryTarget, ReplicaCommand, ReplicaMethod};
 
 use crate::wiring::beside_this_program;
 
@@ -17,8 +17,48 @@ pub(crate) fn backups(
     section: &Backup,
     postgres: &LocalOptions,
 ) -> Result<(Backups, Option<Separate>)> {
+    let options = command(section, postgres)?;
+    let (store, resident): (Arc<dyn BackupStore>, _) = match section.tool {
+        BackupTool::SpiloBackup => {
+            let resident = postgres.state_dir().join("archiver");
+            let separate = Separate::new(options, Some(resident));
+            (Arc::new(separate.clone()), Some(separate))
+        }
+        // It pushes several files at once by itself.
+        BackupTool::WalE => (Arc::new(WalE::new(options)), None),
+    };
+    let backups = Backups::new(store).with_strategy(section.thresholds);
+    Ok((backups, resident))
+}
+
+/// Returns the backup that a new cluster is made from.
+pub(crate) fn recovery(from: &local::Recovery, postgres: &LocalOptions) -> Result<Recovery> {
+    let options = command(&from.store, postgres)?;
+    let store: Arc<dyn BackupStore> = match from.store.tool {
+        BackupTool::SpiloBackup => Arc::new(Separate::new(options, None)),
+        BackupTool::WalE => Arc::new(WalE::new(options)),
+    };
+    let mut recovery = Recovery::new(store);
+    recovery.backup.clone_from(&from.name);
+    recovery.target = match &from.target {
+        local::RecoveryTarget::Latest => RecoveryTarget::Latest,
+        local::RecoveryTarget::Immediate => RecoveryTarget::Immediate,
+        local::RecoveryTarget::Time(time) => RecoveryTarget::Time(time.clone()),
+        local::RecoveryTarget::Name(name) => RecoveryTarget::Name(name.clone()),
+        local::RecoveryTarget::Xid(xid) => RecoveryTarget::Xid(*xid),
+        local::RecoveryTarget::Lsn(lsn) => RecoveryTarget::Lsn(*lsn),
+    };
+    recovery.inclusive = from.inclusive;
+    recovery.timeline.clone_from(&from.timeline);
+    Ok(recovery)
+}
+
+/// Returns how the program of backups is run.
+fn command(section: &Backup, postgres: &LocalOptions) -> Result<CommandOptions> {
     let mut options = CommandOptions::new(program(section)?);
-    if let Some(archive) = &section.archive {
+    if section.tool == BackupTool::SpiloBackup
+        && let Some(archive) = &section.archive
+    {
         options.arguments.push(format!("--archive={archive}"));
     }
     let further = section.options.iter().map(ToolOption::argument);
@@ -34,18 +74,7 @@ pub(crate) fn backups(
         name: name.to_owned(),
         arguments,
     });
-    let (store, resident): (Arc<dyn BackupStore>, _) = match section.tool {
-        BackupTool::SpiloBackup => {
-            let resident = postgres.state_dir().join("archiver");
-            let separate = Separate::new(options, None);
-            drop(resident);
-            (Arc::new(separate.clone()), Some(separate))
-        }
-        // It pushes several files at once by itself.
-        BackupTool::WalE => (Arc::new(WalE::new(options)), None),
-    };
-    let backups = Backups::new(store).with_strategy(section.thresholds);
-    Ok((backups, resident))
+    Ok(options)
 }
 
 /// Returns the ways to make a replica.

@@ -203,6 +203,10 @@ pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
         Some(section) => Some(backups::backups(section, &options)?.0),
         None => None,
     };
+    options.recovery = match &local.bootstrap.recovery {
+        Some(section) => Some(backups::recovery(section, &options)?),
+        None => None,
+    };
     Ok(options)
 }
 

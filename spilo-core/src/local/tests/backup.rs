@@ -110,3 +110,65 @@ fn what_is_wrong_about_backups_is_named_with_the_remedy() {
         );
     }
 }
+
+#[test]
+fn a_new_cluster_may_be_made_from_a_backup() {
+    let recovery = |change: Value| with(change).unwrap().local.bootstrap.recovery;
+    let in_place = recovery(json!({
+        "backup": {"archive": "s3://bucket/main"},
+        "bootstrap": {"method": "backup", "backup": {"target_time": "2026-11-30 03:00:00+00"}},
+    }))
+    .unwrap();
+    assert_eq!(in_place.store.archive.as_deref(), Some("s3://bucket/main"));
+    let time = "2026-11-30 03:00:00+00".to_owned();
+    assert_eq!(in_place.target, RecoveryTarget::Time(time));
+    assert!(in_place.inclusive);
+    assert_eq!((in_place.name, &*in_place.timeline), (None, "latest"));
+
+    let copy = recovery(json!({
+        "backup": {"archive": "s3://bucket/copy"},
+        "bootstrap": {"method": "backup", "backup": {
+            "archive": "s3://bucket/main", "name": "base_1", "target_lsn": "0/3000028",
+            "target_inclusive": "off", "target_timeline": 3,
+        }},
+    }))
+    .unwrap();
+    assert_eq!(copy.store.archive.as_deref(), Some("s3://bucket/main"));
+    assert_eq!(copy.target, RecoveryTarget::Lsn(crate::Lsn(0x300_0028)));
+    assert!(!copy.inclusive);
+    let name = crate::backup::BackupName("base_1".to_owned());
+    assert_eq!((copy.name, &*copy.timeline), (Some(name), "3"));
+}
+
+#[test]
+fn what_is_wrong_about_a_recovery_is_named() {
+    for (backup, problem) in [
+        (
+            json!({}),
+            "bootstrap.backup.archive: is missing: `bootstrap.method` is `backup`, and neither this \
+             nor a section `backup` says where backups are",
+        ),
+        (
+            json!({"archive": "/a", "target_xid": 7, "target_name": "x"}),
+            "bootstrap.backup.target_xid: is a second end of the recovery beside \
+             `bootstrap.backup.target_name`",
+        ),
+        (
+            json!({"archive": "/a", "target_timeline": "newest"}),
+            "bootstrap.backup.target_timeline: must be `latest`, `current` or a number, found \
+             \"newest\"",
+        ),
+    ] {
+        let change = json!({"bootstrap": {"method": "backup", "backup": backup}});
+        assert!(
+            errors(change.clone()).contains(&problem.to_owned()),
+            "{:?}",
+            errors(change)
+        );
+    }
+    let unused = with(json!({"bootstrap": {"backup": {"archive": "/a"}}})).unwrap();
+    assert_eq!(
+        unused.warnings,
+        ["bootstrap.backup: has no effect: `bootstrap.method` is not `backup`"]
+    );
+}
