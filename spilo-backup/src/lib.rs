@@ -23,6 +23,7 @@ mod directory;
 mod expire;
 mod fetch;
 mod files;
+mod forks;
 mod layout;
 mod lzop;
 mod meter;
