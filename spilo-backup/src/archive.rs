@@ -12,6 +12,7 @@ use spilo_core::pg::Progress;
 use spilo_core::wal::Lsn;
 
 use crate::codec::Codec;
+use crate::forks::Forks;
 use crate::layout::{self, BACKUPS};
 use crate::objects::{Object, Objects};
 use crate::sentinel::Sentinel;
@@ -25,6 +26,7 @@ pub struct Archive {
     pub(crate) options: Arc<ArchiveOptions>,
     /// Sentinels, which never change. One that is not listed any more is forgotten.
     known: Arc<Mutex<BTreeMap<BackupName, Sentinel>>>,
+    pub(crate) forks: Arc<Mutex<Forks>>,
 }
 
 /// How an archive is written and read.
@@ -58,6 +60,7 @@ impl Archive {
             objects,
             options: Arc::new(options),
             known: Arc::default(),
+            forks: Arc::default(),
         }
     }
 

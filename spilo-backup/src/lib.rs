@@ -13,12 +13,17 @@
 //! its sentinel says of them. It never replaces an object: a file of the log that is there with
 //! other bytes is an error that says whose it is.
 //!
+//! An [`Archiver`] is resident beside a server: it pushes files of the log before PostgreSQL asks
+//! for them, and fetches those that it will ask for next. A [`Resident`] asks it, without a runtime,
+//! from the command that PostgreSQL runs.
+//!
 //! # Memory
 //! Objects pass through in pieces of 256 KiB, of which a handful wait at a time. What S3 wants to
 //! know the length of is gathered in parts, of 20 MiB by default, of which six are in memory at most. A list of
 //! the data directory's files is kept while a backup is made, about 150 bytes for each.
 
 mod archive;
+mod archiver;
 mod body;
 mod codec;
 #[cfg(feature = "commands")]
@@ -28,6 +33,7 @@ mod directory;
 mod expire;
 mod fetch;
 mod files;
+mod forks;
 mod layout;
 mod lzop;
 mod meter;
@@ -35,6 +41,8 @@ mod objects;
 mod page;
 mod part;
 mod push;
+mod request;
+mod resident;
 #[cfg(feature = "s3")]
 mod s3;
 mod sentinel;
@@ -50,6 +58,7 @@ mod wal_e;
 use std::io;
 
 pub use archive::{Archive, ArchiveOptions};
+pub use archiver::{Archiver, ArchiverOptions, ArchiverStatus};
 pub use body::{Body, BodySender};
 pub use codec::{BadCodec, Codec};
 #[cfg(feature = "commands")]
@@ -58,6 +67,7 @@ pub use directory::Directory;
 pub use expire::{Expired, Keep};
 pub use objects::{Object, Objects};
 pub use push::PushOptions;
+pub use resident::{Heard, Resident};
 #[cfg(feature = "s3")]
 pub use s3::{Encryption, S3, S3Options};
 #[cfg(feature = "commands")]

@@ -1,7 +1,6 @@
 //! Whether the archived log has holes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read as _;
 
 use serde::Serialize;
 use spilo_core::backup::{BackupError, BackupErrorKind, BackupName};
@@ -9,7 +8,7 @@ use spilo_core::history::History;
 use spilo_core::segment::{ArchiveFile, SegmentName, SegmentSize};
 use spilo_core::wal::{Lsn, Timeline};
 
-use crate::archive::{Archive, DOCUMENT};
+use crate::archive::Archive;
 use crate::codec::Codec;
 use crate::digest::Digest;
 use crate::layout::{self, BACKUPS, WAL};
@@ -124,27 +123,13 @@ impl Archive {
         key: &str,
         codec: Codec,
     ) -> Result<Option<History>, BackupError> {
-        let read = self.unpack(key, codec, |mut unpacked| {
-            let mut text = Vec::new();
-            let most = DOCUMENT as u64;
-            let read = unpacked.by_ref().take(most).read_to_end(&mut text);
-            read.map_err(|error| unpacked.broken(&error))?;
-            Ok(text)
-        });
-        let text = match read.await {
-            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+        match self.read_history(timeline, key, codec).await {
+            Ok(history) => Ok(Some(history)),
             Err(error) if is_of_the_object(&error) => {
                 tracing::warn!("{error}");
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        match History::parse(timeline, &text) {
-            Ok(history) => Ok(Some(history)),
-            Err(error) => {
-                tracing::warn!("{}: {error}", self.objects.place(key));
                 Ok(None)
             }
+            Err(error) => Err(error),
         }
     }
 

@@ -31,7 +31,9 @@ impl Archive {
     ///
     /// # Errors
     /// `Conflict` when the archive has a file of this name with other bytes, which is left as it
-    /// is: the error says whose it is. `Refused` when the file is not what its name says.
+    /// is: the error says whose it is. `Refused` when the file is not what its name says, and when
+    /// it does not end before the point at which a later timeline left its own: the histories that
+    /// lie beside it and those in the archive tell, for which the archive is asked once.
     ///
     /// # Cancellation
     /// The file is in the archive whole or not at all.
@@ -52,8 +54,20 @@ impl Archive {
                 return Err(error);
             }
         };
-        if let Some((key, codec)) = self.stored(&file).await?.into_iter().next() {
-            return self.same(path, ours, &key, codec).await;
+        let (stored, refused) =
+            tokio::try_join!(self.stored(&file), self.given_up(file, ours, path))?;
+        if let Some((key, codec)) = stored.into_iter().next() {
+            let compared = self.same(path, ours, &key, codec).await;
+            // What is there with the same bytes is there, wherever timelines parted.
+            return match (compared, refused) {
+                (Err(error), Some(refused)) if error.kind() == BackupErrorKind::Conflict => {
+                    Err(refused)
+                }
+                (compared, _) => compared,
+            };
+        }
+        if let Some(refused) = refused {
+            return Err(refused);
         }
         let codec = self.options.codec;
         let key = layout::wal(&file, codec);

@@ -43,6 +43,10 @@ pub(crate) struct Arguments {
     /// the name of a key of the key management service.
     #[arg(long, global = true, value_name = "HOW")]
     pub(crate) encrypt: Option<String>,
+    /// Sets the variables in this file, of lines KEY=VALUE: PostgreSQL runs commands with next to
+    /// none.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) env_file: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -53,6 +57,10 @@ pub(crate) enum Command {
     WalPush {
         /// The file, whose name says what it is.
         path: PathBuf,
+        /// Asks the archiver that works in this directory, and does it oneself only where none
+        /// does.
+        #[arg(long, value_name = "DIR")]
+        resident: Option<PathBuf>,
     },
     /// Fetches a file of the log: `restore_command = 'spilo-backup wal-fetch %f %p'`.
     WalFetch {
@@ -60,7 +68,14 @@ pub(crate) enum Command {
         name: String,
         /// Where it is wanted.
         path: PathBuf,
+        /// Asks the archiver that works in this directory, and does it oneself only where none
+        /// does.
+        #[arg(long, value_name = "DIR")]
+        resident: Option<PathBuf>,
     },
+    /// Stays beside one server and does what `wal-push` and `wal-fetch` ask it: pushes several files
+    /// at once, and fetches before the server asks. Ends with SIGTERM.
+    Archiver(Resident),
     /// Makes a base backup of a running server, primary or standby.
     BackupPush {
         /// The data directory of the server.
@@ -86,6 +101,23 @@ pub(crate) enum Command {
     WalVerify,
     /// Deletes base backups that are not to be kept, and the log that only they needed.
     Delete(Delete),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resident {
+    /// The data directory of the server.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// A directory of its own, outside the data directory, best on the file system of `pg_wal`. It
+    /// is made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) work_dir: PathBuf,
+    /// How many files are pushed before PostgreSQL asks for them.
+    #[arg(long, default_value_t = 8, value_name = "NUMBER")]
+    pub(crate) ahead: usize,
+    /// How many files are fetched before PostgreSQL asks for them.
+    #[arg(long, default_value_t = 8, value_name = "NUMBER")]
+    pub(crate) prefetch: usize,
 }
 
 #[derive(Debug, Args)]
@@ -151,6 +183,19 @@ In postgresql.conf:
     archive_mode = on
     archive_command = 'spilo-backup wal-push %p'
     restore_command = 'spilo-backup wal-fetch %f %p'
+
+PostgreSQL starts a command for each file, one after the other. Where that is too slow, an archiver
+stays beside the server, as the same user; where it does not run, the commands do the work:
+
+    spilo-backup archiver --data-dir /var/lib/postgresql/15/main --work-dir /var/lib/postgresql/wal
+    archive_command = 'spilo-backup wal-push %p --resident /var/lib/postgresql/wal'
+    restore_command = 'spilo-backup wal-fetch %f %p --resident /var/lib/postgresql/wal'
+
+Where PostgreSQL runs without the variables, all of them take --env-file /etc/spilo/backup.env: lines
+KEY=VALUE, of which blank ones and those that begin with # say nothing; a value may stand in quotes.
+
+A server whose timeline was left for a later one archives nothing of it past that point: wal-push
+fails and says so until the server is rewound.
 
 Exit status: 0 done; 1 failed, and of wal-fetch that there is no such file; 2 wrong arguments; 3 of
 wal-verify that something is missing; 255 of wal-fetch during a recovery that must not end early.";

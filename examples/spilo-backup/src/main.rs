@@ -3,7 +3,9 @@
 
 mod cli;
 mod screen;
+mod variables;
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +13,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
-use spilo_backup::{Archive, ArchiveOptions, Directory, Encryption, Keep, Objects, S3, S3Options};
+use spilo_backup::{
+    Archive, ArchiveOptions, Archiver, ArchiverOptions, Directory, Encryption, Heard, Keep,
+    Objects, Resident, S3, S3Options,
+};
 use spilo_core::backup::{BackupError, BackupErrorKind, BackupName, BackupStore as _};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,6 +25,26 @@ use crate::cli::{Arguments, Command, Place};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    match begin(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            screen::clear();
+            screen::tell(&format!("error: {error:#}"));
+            ExitCode::from(status(&arguments.command, &error))
+        }
+    }
+}
+
+/// Does what a resident archiver did not do.
+fn begin(arguments: &Arguments) -> Result<ExitCode> {
+    // Before anything is prepared that takes longer than to ask.
+    if ask_resident(&arguments.command)? == Heard::Done {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(file) = &arguments.env_file {
+        let never: Infallible = variables::start_again_with(file)?;
+        match never {}
+    }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_target(false)
@@ -27,23 +52,25 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build();
-    let outcome = match runtime {
-        Ok(runtime) => {
-            let outcome = runtime.block_on(run(&arguments));
-            // A thread that still reads from a store that hangs must not hold up the end.
-            runtime.shutdown_background();
-            outcome
-        }
-        Err(error) => Err(error.into()),
-    };
-    match outcome {
-        Ok(code) => code,
-        Err(error) => {
-            screen::clear();
-            screen::tell(&format!("error: {error:#}"));
-            ExitCode::from(status(&arguments.command, &error))
-        }
+        .build()?;
+    let outcome = runtime.block_on(run(arguments));
+    // A thread that still reads from a store that hangs must not hold up the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn ask_resident(command: &Command) -> Result<Heard, BackupError> {
+    match command {
+        Command::WalPush {
+            path,
+            resident: Some(work_dir),
+        } => Resident::new(work_dir).push(path),
+        Command::WalFetch {
+            name,
+            path,
+            resident: Some(work_dir),
+        } => Resident::new(work_dir).fetch(name, path),
+        _ => Ok(Heard::Nobody),
     }
 }
 
@@ -65,6 +92,10 @@ fn status(command: &Command, error: &anyhow::Error) -> u8 {
 
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
     let archive = open(arguments).await?;
+    if let Command::Archiver(_) = arguments.command {
+        // It ends by itself when it is told to.
+        return work(arguments, &archive).await;
+    }
     let mut terminated = signal(SignalKind::terminate())?;
     let interrupted = tokio::select! {
         outcome = work(arguments, &archive) => return outcome,
@@ -77,12 +108,33 @@ async fn run(arguments: &Arguments) -> Result<ExitCode> {
     bail!("interrupted; what was stored of a base backup goes with the next `delete`")
 }
 
+/// Answers those that ask, until somebody ends it.
+async fn stay(archive: Archive, resident: &cli::Resident) -> Result<()> {
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut options = ArchiverOptions::new(&resident.data_dir, &resident.work_dir);
+    options.ahead = resident.ahead;
+    options.prefetch = resident.prefetch;
+    let archiver = Archiver::open(archive, options)?;
+    let (data_dir, work_dir) = (resident.data_dir.display(), resident.work_dir.display());
+    tracing::info!("archives the log of {data_dir}, and works in {work_dir}");
+    let ended = async {
+        tokio::select! {
+            _ = terminated.recv() => {}
+            _ = interrupted.recv() => {}
+        }
+    };
+    archiver.serve(ended).await?;
+    Ok(())
+}
+
 async fn work(arguments: &Arguments, archive: &Archive) -> Result<ExitCode> {
     match &arguments.command {
-        Command::WalPush { path } => {
+        Command::WalPush { path, .. } => {
             archive.push_wal(path).await?;
         }
-        Command::WalFetch { name, path } => archive.fetch_wal(name, path).await?,
+        Command::WalFetch { name, path, .. } => archive.fetch_wal(name, path).await?,
+        Command::Archiver(resident) => stay(archive.clone(), resident).await?,
         Command::BackupPush { data_dir, conninfo } => {
             let options = spilo_backup::PushOptions::new(data_dir, conninfo);
             let info = archive.push_backup(&options, screen::progress()).await?;

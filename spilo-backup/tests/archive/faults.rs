@@ -262,7 +262,8 @@ async fn what_is_pushed_over_a_bad_line_is_there_once_and_whole() {
         ],
         &[Fault::Answer(BUSY), Fault::Answer(BUSY)],
         &[Fault::Slow],
-        &[Fault::Unheard; 5],
+        // Two for what is asked beforehand, and five attempts.
+        &[Fault::Unheard; 7],
     ]
     .into_iter()
     .enumerate()

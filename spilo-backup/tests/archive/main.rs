@@ -5,11 +5,17 @@
 #[path = "../s3/s3.rs"]
 mod s3;
 
+mod absent;
+mod ahead;
 mod base;
 mod conformance;
 mod faults;
+mod forks;
 mod kept;
+mod prefetch;
+mod resident;
 mod wal;
+mod watched;
 
 use std::fs;
 use std::path::{Path, PathBuf};

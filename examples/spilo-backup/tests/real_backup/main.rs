@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what helps a test fails as a test does")]
 
 mod killed;
+mod resident;
 #[path = "../../../../spilo-backup/tests/s3/s3.rs"]
 mod s3;
 mod server;
