@@ -36,7 +36,7 @@ struct Missed {
 }
 
 /// For how long a name is not there for sure.
-const FRESH: Duration = Duration::from_secs(1);
+pub(crate) const FRESH: Duration = Duration::from_secs(1);
 
 /// How often names are looked for again in a second, all together.
 const AGAIN_PER_SECOND: usize = 2;

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use crate::archiver::absent::Recall;
+use crate::archiver::absent::{FRESH, Recall};
 use crate::archiver::handover::Berth;
 use crate::archiver::{Inner, locked};
 use crate::blocking;
@@ -28,6 +28,9 @@ pub(crate) struct Held {
     depth: usize,
     /// How many were begun, to tell one from another.
     begun: u64,
+    /// Those that could not be fetched a moment ago. Whoever asks for one asks the store: a server
+    /// is not told that something is not there because it was not when nobody had asked.
+    missed: BTreeMap<String, Instant>,
 }
 
 #[derive(Debug)]
@@ -137,27 +140,29 @@ impl Inner {
         Ok(size)
     }
 
-    /// Starts to fetch what follows a file, and gives up what does not.
+    /// Starts to fetch what follows a file, once what does not is deleted.
     async fn follow(this: &Arc<Self>, segment: SegmentName, size: SegmentSize) {
-        let stale = {
-            let mut held = locked(&this.held);
-            let next = |name: &SegmentName| name.next(size);
-            let following = std::iter::successors(segment.next(size), next);
-            let names: Vec<String> = following
-                .take(held.most)
-                .map(|name| name.to_string())
-                .collect();
-            let stale = held.keep_only(&names);
-            for name in names.iter().take(held.depth) {
+        let next = |name: &SegmentName| name.next(size);
+        let following = std::iter::successors(segment.next(size), next);
+        let names: Vec<String> = following
+            .take(this.options.prefetch)
+            .map(|name| name.to_string())
+            .collect();
+        let stale = locked(&this.held).keep_only(&names);
+        if !stale.is_empty() {
+            let deleted = blocking(move || {
+                drop(stale);
+                Ok(())
+            });
+            deleted.await.ok();
+        }
+        let mut held = locked(&this.held);
+        held.missed.retain(|_, missed| missed.elapsed() < FRESH);
+        for name in names.iter().take(held.depth) {
+            if !held.missed.contains_key(name) {
                 Self::begin(this, &mut held, name);
             }
-            stale
-        };
-        let deleted = blocking(move || {
-            drop(stale);
-            Ok(())
-        });
-        deleted.await.ok();
+        }
     }
 
     fn begin(this: &Arc<Self>, held: &mut Held, name: &str) {
@@ -209,6 +214,7 @@ impl Inner {
             None => {
                 held.depth = held.most.min(1);
                 held.files.remove(name);
+                held.missed.insert(name.to_owned(), Instant::now());
             }
         }
     }
@@ -226,6 +232,7 @@ impl Held {
             most,
             depth: most,
             begun: 0,
+            missed: BTreeMap::new(),
         }
     }
 

@@ -147,9 +147,21 @@ async fn what_was_taken_away_is_no_error() {
     let names = beside.ready_from(3, 4);
     fs::remove_file(beside.path(&names[1])).unwrap();
     let archiver = beside.archiver();
-    archiver.push(&names[0]).await.unwrap();
-    until("the others", async || beside.names().await.len() == 3).await;
-    assert_eq!(archiver.status().await.last_error, None);
+    beside.store.let_puts(false);
+    let archived = async {
+        archiver.push(&names[0]).await.unwrap();
+    };
+    let told = async {
+        let under_way = async || archiver.status().await.pushing.len() == 3;
+        until("the others", async || {
+            beside.store.asked(Verb::Put).len() == 3 && under_way().await
+        })
+        .await;
+        assert_eq!(archiver.status().await.last_error, None);
+        beside.store.let_puts(true);
+    };
+    tokio::join!(archived, told);
+    until("all are there", async || beside.names().await.len() == 3).await;
     let error = archiver.push(&names[1]).await.unwrap_err();
     assert_eq!(error.kind(), BackupErrorKind::Unavailable, "{error}");
 }

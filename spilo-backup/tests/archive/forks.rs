@@ -102,6 +102,25 @@ async fn f39_a_history_beside_the_log_counts() {
     assert_eq!(error.kind(), BackupErrorKind::Damaged, "{error}");
 }
 
+/// A recovery to an earlier moment leaves a timeline earlier than the one before it did.
+#[tokio::test]
+async fn f39_the_earliest_fork_of_all_counts() {
+    let beside = Beside::on(Place::directory());
+    for (name, text) in [
+        ("00000002.history", SECOND),
+        ("00000003.history", b"1\t0/380000\tbefore\n"),
+    ] {
+        let history = beside.place.file(name, text);
+        beside.store.archive().push_wal(&history).await.unwrap();
+    }
+    let names = beside.ready_from(2, 2);
+    let archive = beside.store.archive();
+    archive.push_wal(&beside.path(&names[0])).await.unwrap();
+    let error = archive.push_wal(&beside.path(&names[1])).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("left at 0/380000 for timeline 3"), "{text}");
+}
+
 /// Whether there is a later timeline costs one request, and not one for each file.
 #[tokio::test(start_paused = true)]
 async fn f39_a_later_timeline_is_asked_for_once_in_five_seconds() {

@@ -145,13 +145,21 @@ async fn what_was_fetched_too_early_delays_nothing() {
     beside.archived(&names[1]).await;
     beside.store.forget();
     fetch(&archiver, &beside, &names[1]).await;
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(
+        beside.store.times().len(),
+        1,
+        "the others were missed before"
+    );
+    beside.archived(&names[2]).await;
+    fetch(&archiver, &beside, &names[2]).await;
     // Where the log ends, one is asked for in vain and not eight.
     until("the next one", async || {
         beside.store.asked(Verb::List).len() == 1 && beside.kept() == 0
     })
     .await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(beside.store.asked(Verb::Get).len(), 2, "nobody has asked");
+    assert_eq!(beside.store.times().len(), 4, "nobody has asked");
 }
 
 #[tokio::test]
