@@ -3,6 +3,10 @@
 //! A primary that lost its place, and comes back, has log of its own past the point where the next
 //! one began. It must not be archived: whoever recovers along that timeline would come to what the
 //! cluster gave up, and the file may be the one that the next primary has archived in its own form.
+//!
+//! A server that went along to the later timeline has such files as well: a standby is told to
+//! archive the one in which the timelines part, and one that was recovered to a moment has what was
+//! archived past it. These are passed over, since nobody needs them, and what waits behind them goes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -40,6 +44,15 @@ pub(crate) struct Fork {
     pub(crate) at: Lsn,
 }
 
+/// Why a file of the log is not archived.
+pub(crate) enum GivenUp {
+    /// This server has left its timeline before the end of the file: what counts of it is in the
+    /// first file of the later timeline.
+    Here(Fork),
+    /// Another server has.
+    Elsewhere(BackupError),
+}
+
 /// For how long it is believed that there is no later timeline. One begins no sooner after this
 /// server was fenced than a lease lasts, which is longer.
 const BELIEVED: Duration = Duration::from_secs(5);
@@ -52,26 +65,35 @@ impl Archive {
         file: ArchiveFile,
         page: Option<FirstPage>,
         path: &Path,
-    ) -> Result<Option<BackupError>, BackupError> {
+    ) -> Result<Option<GivenUp>, BackupError> {
         let (ArchiveFile::Segment(name), Some(page)) = (file, page) else {
             return Ok(None);
         };
         let timeline = name.timeline();
-        let fork = self.fork_of(timeline, path).await?;
+        let (here, elsewhere) = self.forks_of(timeline, path).await?;
         let end = name.end(page.size).unwrap_or(Lsn(u64::MAX));
-        Ok(fork.filter(|fork| end > fork.at).map(|Fork { next, at }| {
+        let past = |fork: &Fork| end > fork.at;
+        // A standby that went along has the end of the old timeline as a file of full length.
+        if let Some(fork) = here.filter(past) {
+            return Ok(Some(GivenUp::Here(fork)));
+        }
+        Ok(elsewhere.filter(past).map(|Fork { next, at }| {
             let problem = format!(
                 "timeline {timeline} was left at {at} for timeline {next}, and this file goes past \
                  that point: the server must be rewound (pg_rewind) or made anew; its log is kept"
             );
             let action = format!("archive {}", path.display());
-            self.error(BackupErrorKind::Refused, action, problem)
+            GivenUp::Elsewhere(self.error(BackupErrorKind::Refused, action, problem))
         }))
     }
 
-    /// Returns where a timeline was left first, as the histories beside a file and those in the
-    /// archive say.
-    async fn fork_of(&self, timeline: Timeline, path: &Path) -> Result<Option<Fork>, BackupError> {
+    /// Returns where a timeline was left first, as the histories beside a file say, and as those in
+    /// the archive do.
+    async fn forks_of(
+        &self,
+        timeline: Timeline,
+        path: &Path,
+    ) -> Result<(Option<Fork>, Option<Fork>), BackupError> {
         let folder = match path.parent() {
             Some(folder) if folder != Path::new("") => folder.to_owned(),
             _ => PathBuf::from("."),
@@ -88,18 +110,17 @@ impl Archive {
             };
             self.error(kind, action, error.to_string()).because(error)
         })?;
-        let mut left: Vec<Fork> = local
-            .values()
-            .filter_map(|it| fork_in(it, timeline))
-            .collect();
+        let here = local.values().filter_map(|it| fork_in(it, timeline));
+        let here = here.min_by_key(|fork| fork.at);
+        let mut elsewhere = Vec::new();
         for next in timeline.0.saturating_add(1)..u32::MAX {
             match self.archived_history(Timeline(next)).await? {
-                Some(history) => left.extend(fork_in(&history, timeline)),
+                Some(history) => elsewhere.extend(fork_in(&history, timeline)),
                 None if local.contains_key(&next) => {}
                 None => break,
             }
         }
-        Ok(left.into_iter().min_by_key(|fork| fork.at))
+        Ok((here, elsewhere.into_iter().min_by_key(|fork| fork.at)))
     }
 
     /// Returns the history of a timeline, if it is archived.

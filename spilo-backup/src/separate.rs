@@ -47,7 +47,12 @@ impl Separate {
         // Where an operation works it would be taken for what an interrupted one has left.
         let mut program = self.program.clone();
         program.options.working_dir = None;
+        let log = Path::new(&*data_dir).join("pg_wal");
         loop {
+            // Before there is a server, and while one is made anew, there is nothing to archive.
+            while !log.is_dir() {
+                tokio::time::sleep(PAUSE).await;
+            }
             match program.run("archive", &arguments, &progress).await {
                 Ok(_) => tracing::warn!("the archiver has ended, and is started again"),
                 Err(error) => tracing::warn!(%error, "the archiver is started again"),

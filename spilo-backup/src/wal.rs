@@ -13,6 +13,7 @@ use crate::archive::{Archive, DOCUMENT};
 use crate::blocking;
 use crate::body::{Body, PIECE};
 use crate::codec::Codec;
+use crate::forks::{Fork, GivenUp};
 use crate::layout;
 use crate::page::{self, FirstPage};
 use crate::unpack::Unpacked;
@@ -24,6 +25,9 @@ pub enum Pushed {
     New,
     /// It was there already, with these bytes.
     Already,
+    /// It was not put there, and need not be: this server has left its timeline for a later one
+    /// before the end of the file.
+    GivenUp,
 }
 
 impl Archive {
@@ -32,8 +36,8 @@ impl Archive {
     /// # Errors
     /// `Conflict` when the archive has a file of this name with other bytes, which is left as it
     /// is: the error says whose it is. `Refused` when the file is not what its name says, and when
-    /// it does not end before the point at which a later timeline left its own: the histories that
-    /// lie beside it and those in the archive tell, for which the archive is asked once.
+    /// it does not end before the point at which another server has left its timeline for a later
+    /// one: the histories in the archive tell, for which it is asked once.
     ///
     /// # Cancellation
     /// The file is in the archive whole or not at all.
@@ -54,20 +58,29 @@ impl Archive {
                 return Err(error);
             }
         };
-        let (stored, refused) =
+        let (stored, given_up) =
             tokio::try_join!(self.stored(&file), self.given_up(file, ours, path))?;
+        let given_up = given_up.map(|given_up| match given_up {
+            GivenUp::Here(Fork { next, at }) => {
+                tracing::info!(
+                    "{name} is not archived: timeline {next} begins at {at}, before its end"
+                );
+                Ok(Pushed::GivenUp)
+            }
+            GivenUp::Elsewhere(refused) => Err(refused),
+        });
         if let Some((key, codec)) = stored.into_iter().next() {
             let compared = self.same(path, ours, &key, codec).await;
             // What is there with the same bytes is there, wherever timelines parted.
-            return match (compared, refused) {
-                (Err(error), Some(refused)) if error.kind() == BackupErrorKind::Conflict => {
-                    Err(refused)
+            return match (compared, given_up) {
+                (Err(error), Some(given_up)) if error.kind() == BackupErrorKind::Conflict => {
+                    given_up
                 }
                 (compared, _) => compared,
             };
         }
-        if let Some(refused) = refused {
-            return Err(refused);
+        if let Some(given_up) = given_up {
+            return given_up;
         }
         let codec = self.options.codec;
         let key = layout::wal(&file, codec);

@@ -6,6 +6,7 @@ mod screen;
 mod variables;
 
 use std::convert::Infallible;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ fn begin(arguments: &Arguments) -> Result<ExitCode> {
     }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -8,7 +8,7 @@ use std::time::Duration;
 use spilo_core::DynamicConfig;
 use spilo_core::pg::{PgError, PgErrorKind, PgOpKind, Postgres as _, Progress};
 
-use crate::guard::Role;
+use crate::guard::{GuardClient, Role};
 use crate::{Credentials, LocalOptions};
 
 use super::child::{Program, SecretFile};
@@ -77,22 +77,7 @@ impl LocalPostgres {
             Some(recovery) => Box::pin(self.unpack(action, recovery, progress)).await?,
         }
         self.blocking(action, append_access).await?;
-        let done = async {
-            match &self.options.recovery {
-                None => {
-                    Box::pin(self.write_files(&Wiring::Primary, None)).await?;
-                    let settings = self.checked_settings().unwrap_or_default();
-                    progress.say("starting the server");
-                    Box::pin(self.launch(&guard, &settings, Role::Primary)).await?;
-                }
-                Some(recovery) => {
-                    Box::pin(self.recover(action, &guard, recovery, progress)).await?;
-                }
-            }
-            progress.say("creating the roles");
-            self.furnish(action).await
-        };
-        if let Err(error) = done.await {
+        if let Err(error) = Box::pin(self.bring_up(action, &guard, progress)).await {
             // What is half made must not take writes.
             self.fence().await?;
             return Err(error);
@@ -102,6 +87,26 @@ impl LocalPostgres {
             marker.set_provisional(options.uid_gid)
         })
         .await
+    }
+
+    /// Starts what is in the data directory as a primary, and creates the roles.
+    async fn bring_up(
+        &self,
+        action: &str,
+        guard: &GuardClient,
+        progress: &Progress,
+    ) -> Result<(), PgError> {
+        match &self.options.recovery {
+            None => {
+                Box::pin(self.write_files(&Wiring::Primary, None)).await?;
+                let settings = self.checked_settings().unwrap_or_default();
+                progress.say("starting the server");
+                Box::pin(self.launch(guard, &settings, Role::Primary)).await?;
+            }
+            Some(recovery) => Box::pin(self.recover(action, guard, recovery, progress)).await?,
+        }
+        progress.say("creating the roles");
+        self.furnish(action).await
     }
 
     /// Ends a bootstrap: what is in the data directory is the cluster from now on, and its log is

@@ -46,11 +46,7 @@ impl LocalPostgres {
         let read = self.blocking(action, |options| Ok(disk::read_control(options)));
         let control = read.await?;
         let control = control.map_err(|problem| retry(action, problem.to_string()))?;
-        // As a standby it gets the values that its control file demands.
-        let wiring = Wiring::Standby {
-            conninfo: None,
-            slot: None,
-        };
+        let wiring = Wiring::Recovery(settings(recovery));
         Box::pin(self.write_files(&wiring, Some(&control))).await?;
         self.blocking(action, |options| {
             files::remove(&options.data_dir.join("standby.signal"))?;
@@ -61,9 +57,7 @@ impl LocalPostgres {
         .await?;
         let settings = self.checked_settings().unwrap_or_default();
         let log = self.blocking(action, Log::open).await?;
-        // On the command line they hold for this start alone.
-        let further = arguments(recovery);
-        self.order_launch(guard, &settings, Role::Primary, further, &log)
+        self.order_launch(guard, &settings, Role::Primary, &log)
             .await?;
         progress.say(&format!("recovering to {}", recovery.target));
         self.wait_for_recovery(action, guard, &log, progress)
@@ -133,25 +127,24 @@ fn chosen(listed: &[BackupInfo], recovery: &Recovery) -> Result<BackupName, Stri
         })
 }
 
-/// Returns the settings of the recovery, as arguments of the server.
-fn arguments(recovery: &Recovery) -> Vec<String> {
+/// Returns the settings of the recovery.
+fn settings(recovery: &Recovery) -> Vec<(&'static str, String)> {
     let restore = recovery.store.restore_command().unwrap_or_default();
-    let mut arguments = vec![
-        format!("--restore_command={restore}"),
-        "--recovery_target_action=promote".to_owned(),
-        format!("--recovery_target_timeline={}", recovery.timeline),
-        format!("--recovery_target_inclusive={}", recovery.inclusive),
+    let mut settings = vec![
+        ("restore_command", restore),
+        ("recovery_target_action", "promote".to_owned()),
+        ("recovery_target_timeline", recovery.timeline.clone()),
+        ("recovery_target_inclusive", recovery.inclusive.to_string()),
     ];
-    let target = match &recovery.target {
+    settings.extend(match &recovery.target {
         RecoveryTarget::Latest => None,
         RecoveryTarget::Immediate => Some(("recovery_target", "immediate".to_owned())),
         RecoveryTarget::Time(time) => Some(("recovery_target_time", time.clone())),
         RecoveryTarget::Name(name) => Some(("recovery_target_name", name.clone())),
         RecoveryTarget::Xid(xid) => Some(("recovery_target_xid", xid.to_string())),
         RecoveryTarget::Lsn(lsn) => Some(("recovery_target_lsn", lsn.to_string())),
-    };
-    arguments.extend(target.map(|(name, value)| format!("--{name}={value}")));
-    arguments
+    });
+    settings
 }
 
 const REPLAYED: &str = "SELECT coalesce(pg_last_xact_replay_timestamp()::text || ', ', '') || \
@@ -225,14 +218,15 @@ mod tests {
         recovery.target = RecoveryTarget::Name("before the accident".to_owned());
         recovery.inclusive = false;
         assert_eq!(
-            arguments(&recovery),
+            settings(&recovery),
             [
-                "--restore_command=fetch %f %p",
-                "--recovery_target_action=promote",
-                "--recovery_target_timeline=latest",
-                "--recovery_target_inclusive=false",
-                "--recovery_target_name=before the accident",
+                ("restore_command", "fetch %f %p"),
+                ("recovery_target_action", "promote"),
+                ("recovery_target_timeline", "latest"),
+                ("recovery_target_inclusive", "false"),
+                ("recovery_target_name", "before the accident"),
             ]
+            .map(|(name, value)| (name, value.to_owned()))
         );
     }
 }

@@ -34,6 +34,19 @@ pub(crate) enum Wiring {
         conninfo: Option<String>,
         slot: Option<String>,
     },
+    /// A primary, once it has recovered by these settings.
+    Recovery(Vec<(&'static str, String)>),
+}
+
+impl Wiring {
+    /// Returns whether a server that is so wired replays what another one has written, and needs
+    /// what its control file demands.
+    pub(crate) fn replays(&self) -> bool {
+        match self {
+            Self::Primary => false,
+            Self::Standby { .. } | Self::Recovery(_) => true,
+        }
+    }
 }
 
 impl Settings {
@@ -48,7 +61,7 @@ impl Settings {
         let section = config.postgresql();
         let map = |key: &str| section.get(key).and_then(Value::as_object);
         let by_role = match wiring {
-            Wiring::Primary => "parameters_primary",
+            Wiring::Primary | Wiring::Recovery(_) => "parameters_primary",
             Wiring::Standby { .. } => "parameters_replica",
         };
         let mut settings = Self::default();
@@ -240,6 +253,12 @@ impl Settings {
                 setting(&mut text, name, value);
             }
         }
+        if let Wiring::Recovery(settings) = wiring {
+            text.push_str("\n# Recovery\n");
+            for (name, value) in settings {
+                setting(&mut text, name, value);
+            }
+        }
         text
     }
 
@@ -343,7 +362,7 @@ impl Settings {
                     (*default).to_owned()
                 }),
             };
-            if let Wiring::Standby { .. } = wiring {
+            if wiring.replays() {
                 value = lift(value, control.and_then(|control| control.floor(name)));
             }
             self.controlled.push((name, value));

@@ -73,8 +73,7 @@ impl LocalPostgres {
     ) -> Result<(), PgError> {
         let action = "start the server";
         let log = self.blocking(action, Log::open).await?;
-        self.order_launch(guard, settings, wanted, Vec::new(), &log)
-            .await?;
+        self.order_launch(guard, settings, wanted, &log).await?;
         self.wait_for_start(guard, &log, wanted).await
     }
 
@@ -84,14 +83,11 @@ impl LocalPostgres {
         guard: &GuardClient,
         settings: &Settings,
         wanted: Role,
-        further: Vec<String>,
         log: &Log,
     ) -> Result<(), PgError> {
-        let mut args = arguments(&self.options, settings);
-        args.extend(further);
         let launch = Launch {
             program: program(&self.options),
-            args,
+            args: arguments(&self.options, settings),
             env: server_environment(),
             data_dir: self.options.data_dir.clone(),
             log_file: log.path().to_owned(),

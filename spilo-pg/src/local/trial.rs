@@ -27,7 +27,7 @@ impl LocalPostgres {
             return Ok(checked.clone());
         }
         let trial = self.options.conf_dir().join("postgresql.conf.spilo-trial");
-        let floors = control.filter(|_| matches!(wiring, Wiring::Standby { .. }));
+        let floors = control.filter(|_| wiring.replays());
         let tried = Box::pin(self.try_settings(&trial, decided.clone(), wiring, floors)).await;
         self.blocking(CHECK, move |_| files::remove(&trial)).await?;
         let settings = tried?;
