@@ -76,7 +76,7 @@ async fn f39_what_is_there_stays_there(place: Place) {
     let archive = beside.store.archive();
     let path = beside.place.file(&named(1, 5), &whole(&named(1, 5)));
     archive.push_wal(&path).await.unwrap();
-    beside.place.file("00000002.history", SECOND);
+    let history = beside.place.file("00000002.history", SECOND);
     let pushed = archive.push_wal(&path).await.unwrap();
     assert_eq!(pushed, Pushed::Already, "there is nothing to keep out");
     let mut other = whole(&named(1, 5));
@@ -85,7 +85,7 @@ async fn f39_what_is_there_stays_there(place: Place) {
     // This server went along, and another one has archived the file before.
     let pushed = archive.push_wal(&path).await.unwrap();
     assert_eq!(pushed, Pushed::GivenUp);
-    fs::remove_file(beside.path("00000002.history")).unwrap();
+    fs::remove_file(history).unwrap();
     let error = archive.push_wal(&path).await.unwrap_err();
     assert_eq!(error.kind(), BackupErrorKind::Conflict, "{error}");
 }
