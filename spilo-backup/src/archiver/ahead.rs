@@ -18,7 +18,7 @@ use crate::blocking;
 #[derive(Debug, Default)]
 pub(crate) struct Pushes {
     /// Those that are on their way, each once.
-    under_way: BTreeMap<String, watch::Receiver<Option<Outcome>>>,
+    under_way: BTreeMap<String, watch::Receiver<Option<Pushed>>>,
     /// Those that are durable, the last one last.
     durable: VecDeque<(String, Identity)>,
     /// Those that PostgreSQL will ask for next, as far as that was looked up.
@@ -29,8 +29,12 @@ pub(crate) struct Pushes {
     last_error: Option<String>,
 }
 
-/// What became of a push, for all that wait for it.
+/// What became of a push.
 pub(crate) type Outcome = Result<(), (BackupErrorKind, String)>;
+
+/// What became of a push, for all that wait for it: which file it was that is durable, unless that
+/// changed on the way.
+type Pushed = Result<Option<Identity>, (BackupErrorKind, String)>;
 
 /// Which file it was: another one may have its name after a server was rewound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +52,9 @@ enum Reason {
     Ahead,
 }
 
+/// How often a file is pushed that was another one when that had ended.
+const ATTEMPTS: u32 = 3;
+
 /// How many durable files are remembered. PostgreSQL asks for one within a window of a few.
 const REMEMBERED: usize = 256;
 
@@ -59,27 +66,35 @@ impl Inner {
     pub(crate) async fn push(this: &Arc<Self>, name: &str) -> Outcome {
         let file = this.file(&format!("archive {name}"), name);
         file.map_err(|error| (error.kind(), error.to_string()))?;
-        let path = this.options.pg_wal().join(name);
-        let identity = blocking(move || Ok(Identity::of(&path))).await;
-        let identity = identity.ok().flatten();
-        let outcome = {
-            let mut pushes = locked(&this.pushes);
-            let is_durable = pushes.durable.iter().any(|(durable, file)| {
-                // A file that was replaced is compared with what is archived.
-                durable == name && Some(*file) == identity
-            });
-            (!is_durable).then(|| Self::start(this, &mut pushes, name, Reason::Asked))
-        };
-        this.spawn(Self::go_ahead(Arc::clone(this), name.to_owned()));
-        let Some(mut outcome) = outcome else {
-            return Ok(());
-        };
-        let outcome = outcome.wait_for(Option::is_some).await;
-        let outcome = outcome.ok().and_then(|outcome| outcome.clone());
-        outcome.unwrap_or_else(|| {
-            let problem = "the archiver is being stopped".to_owned();
-            Err((BackupErrorKind::Unavailable, problem))
-        })
+        for _ in 0..ATTEMPTS {
+            let path = this.options.pg_wal().join(name);
+            let identity = blocking(move || Ok(Identity::of(&path))).await;
+            let identity = identity.ok().flatten();
+            let pushed = {
+                let mut pushes = locked(&this.pushes);
+                let is_durable = pushes.durable.iter().any(|(durable, file)| {
+                    // A file that was replaced is compared with what is archived.
+                    durable == name && Some(*file) == identity
+                });
+                (!is_durable).then(|| Self::start(this, &mut pushes, name, Reason::Asked))
+            };
+            this.spawn(Self::go_ahead(Arc::clone(this), name.to_owned()));
+            let Some(mut pushed) = pushed else {
+                return Ok(());
+            };
+            let pushed = pushed.wait_for(Option::is_some).await;
+            let pushed = pushed.ok().and_then(|pushed| pushed.clone());
+            let Some(pushed) = pushed else {
+                let problem = "the archiver is being stopped".to_owned();
+                return Err((BackupErrorKind::Unavailable, problem));
+            };
+            // What was under way already may have been another file of this name.
+            if pushed?.is_some_and(|pushed| Some(pushed) == identity) {
+                return Ok(());
+            }
+        }
+        let problem = format!("archive {name}: the file is another one each time");
+        Err((BackupErrorKind::Unavailable, problem))
     }
 
     pub(crate) async fn status(&self) -> ArchiverStatus {
@@ -102,7 +117,7 @@ impl Inner {
         pushes: &mut Pushes,
         name: &str,
         reason: Reason,
-    ) -> watch::Receiver<Option<Outcome>> {
+    ) -> watch::Receiver<Option<Pushed>> {
         let lives = |push: &&watch::Receiver<_>| push.has_changed().is_ok();
         if let Some(push) = pushes.under_way.get(name).filter(lives) {
             return push.clone();
@@ -118,7 +133,7 @@ impl Inner {
     }
 
     /// Pushes a file, and takes note of what came of it.
-    async fn carry_out(&self, name: &str, reason: Reason) -> Outcome {
+    async fn carry_out(&self, name: &str, reason: Reason) -> Pushed {
         let path = self.options.pg_wal().join(name);
         let look = |path: PathBuf| async { blocking(move || Ok(Identity::of(&path))).await };
         let before = look(path.clone()).await.ok().flatten();
@@ -132,12 +147,13 @@ impl Inner {
                 pushes.troubled = false;
                 pushes.last_error = None;
                 pushes.last_archived = Some(name.to_owned());
-                if let Some(identity) = before.filter(|_| before == after) {
+                let same = before.filter(|_| before == after);
+                if let Some(identity) = same {
                     pushes.remember(name, identity);
                 }
                 drop(pushes);
                 locked(&self.absent).forget(name);
-                Ok(())
+                Ok(same)
             }
             Err(error) => {
                 // What PostgreSQL took away in the meantime it does not want to be archived.
@@ -184,6 +200,9 @@ impl Inner {
         };
         let mut pushes = locked(&this.pushes);
         pushes.queue.retain(|name| !gone.contains(name));
+        if pushes.troubled {
+            return;
+        }
         for name in window {
             let is_durable = pushes.durable.iter().any(|(durable, _)| *durable == name);
             if !is_durable && pushes.under_way.len() <= ahead {
