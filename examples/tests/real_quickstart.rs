@@ -49,6 +49,26 @@ fn real_quickstart_fails_over_on_etcd_too() {
 }
 
 #[test]
+fn real_quickstart_makes_replicas_both_ways_and_undoes_an_accident() {
+    let mut show = Show::start(&["--backup"]);
+    let lines = show.until_its_end();
+    let text = lines.join("\n");
+    assert!(show.process.wait().unwrap().success(), "{text}");
+    for told in [
+        "node-2 decides Clone: from the backup base_",
+        "less than 10.0 GiB and than 30 % of its",
+        "node-3 decides Clone: not from a backup: ",
+        "not less than 30 % of its",
+        "rows 0 are left",
+    ] {
+        assert!(flowing(&text).contains(told), "{told:?} is not in:\n{text}");
+    }
+    let last = lines.last().unwrap();
+    assert!(last.starts_with("done: "), "{text}");
+    assert_eq!(show.left_behind(), Vec::<String>::new());
+}
+
+#[test]
 fn real_quickstart_leaves_nothing_behind_when_interrupted_amid_a_clone() {
     interrupted_at("decides Clone", Signal::SIGINT, Some(130));
 }

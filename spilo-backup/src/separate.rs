@@ -61,6 +61,35 @@ impl Separate {
         }
     }
 
+    /// Makes a base backup of a running server, primary or standby, reached as `conninfo` says, and
+    /// returns its name.
+    ///
+    /// # Errors
+    /// As [`Archive::push_backup`](crate::Archive::push_backup), with what the command said last.
+    ///
+    /// # Cancellation
+    /// Dropping the future kills the command; the server notices, and what is in the store is no
+    /// backup.
+    pub async fn push_backup(
+        &self,
+        data_dir: &Path,
+        conninfo: &str,
+        progress: Progress,
+    ) -> Result<BackupName, BackupError> {
+        let action = format!("back up {}", data_dir.display());
+        let data_dir = data_dir.to_string_lossy();
+        let conninfo = format!("--conninfo={conninfo}");
+        let arguments = ["backup-push", &*data_dir, &conninfo];
+        let printed = self.program.run(&action, &arguments, &progress).await?;
+        match printed.lines().last().map(str::trim) {
+            Some(name) if !name.is_empty() => Ok(BackupName(name.to_owned())),
+            _ => {
+                let kind = BackupErrorKind::Damaged;
+                Err(self.program.error(kind, &action, "it printed no name"))
+            }
+        }
+    }
+
     fn line(&self, command: &str, words: &[&str]) -> String {
         let resident = self.resident.as_deref().map(Path::to_string_lossy);
         let mut all = vec![command];

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tracing::Instrument as _;
 
 use crate::cluster::Malformed;
 use crate::dcs::Dcs;
@@ -284,8 +285,9 @@ impl Agent {
         let (stop, stopped) = oneshot::channel();
         self.operation = Some((id, stop));
         let postgres = Arc::clone(&self.backends.postgres);
-        self.tasks
-            .spawn(effects::operation(postgres, id, op, stopped));
+        // What it tells on the way is told by whoever runs this agent.
+        let operation = effects::operation(postgres, id, op, stopped);
+        self.tasks.spawn(operation.in_current_span());
     }
 
     fn cancel_operation(&mut self, id: OpId) {

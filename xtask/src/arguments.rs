@@ -180,14 +180,17 @@ target/spilo-tools.env, and is in the environment of every command that xtask ru
 const DEMO_HELP: &str = "\
 Show three PostgreSQL nodes that fail over.
 
-Usage: cargo xtask demo [--etcd] [--hold] [ARGUMENTS]
+Usage: cargo xtask demo [--etcd | --backup] [--hold] [ARGUMENTS]
 
 Installs what is missing, builds the programs, and runs `quickstart`: a live table of the members,
 rows written all the time, the primary killed, who took over and why, and in the end how many
 acknowledged rows survived.
 
-  --etcd  Keep the cluster's state in a real etcd, not in the embedded store
-  --hold  Leave the cluster running, and print how to connect
+  --etcd    Keep the cluster's state in a real etcd, not in the embedded store
+  --backup  Show backups instead: log and a base backup go to an S3 server in the program, a replica
+            is made from them and another as a copy, each with the reason, and the rows that an
+            accident has deleted come back
+  --hold    Leave the cluster running, and print how to connect
 
 All arguments go to `quickstart`: `cargo xtask demo -- --help` lists them.";
 

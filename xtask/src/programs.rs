@@ -18,7 +18,11 @@ pub(crate) fn demo(tools: &Tools, arguments: &[String]) -> Result<()> {
     warn("building (the first time takes some minutes)");
     // Not in release mode: the demo waits for leases and servers, not for our own code, and an
     // optimised build of everything would keep a newcomer waiting several times as long.
-    build(&["--bins"])?;
+    let mut which = vec!["--bins"];
+    if arguments.iter().any(|argument| argument == "--backup") {
+        which.extend(["-p", "spilo-backup-example"]);
+    }
+    build(&which)?;
     become_program(
         "spilo-examples",
         "quickstart",

@@ -18,6 +18,11 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) etcd: bool,
 
+    /// Archive log and a base backup to a store of the protocol of S3 in this process, make replicas
+    /// from it or as copies, whichever the rule says, and recover to a named moment
+    #[arg(long, conflicts_with = "etcd")]
+    pub(crate) backup: bool,
+
     /// Leave the cluster running in the end, and print how to connect
     #[arg(long)]
     pub(crate) hold: bool,

@@ -5,6 +5,8 @@
 //! process, a PostgreSQL server and an HTTP API of its own. All of it lives in one temporary
 //! directory and ends with the program.
 
+mod archive;
+mod backups;
 mod cli;
 mod http;
 mod node;
@@ -12,6 +14,7 @@ mod place;
 mod plot;
 mod ports;
 mod reap;
+mod s3;
 mod screen;
 mod stage;
 mod store;
@@ -65,7 +68,7 @@ fn begin(arguments: &Arguments) -> Result<Ending> {
         let mut stage = Stage::new(arguments, &place, told)?;
         let result = tokio::select! {
             () = interrupted.wait() => None,
-            result = plot::play(&mut stage) => Some(result),
+            result = play(&mut stage) => Some(result),
         };
         let ending = match result {
             Some(Err(error)) => Err(error),
@@ -80,6 +83,14 @@ fn begin(arguments: &Arguments) -> Result<Ending> {
     runtime.shutdown_timeout(Duration::from_millis(100));
     place.clear();
     ending
+}
+
+async fn play(stage: &mut Stage<'_>) -> Result<()> {
+    if stage.arguments.backup {
+        Box::pin(backups::play(stage)).await
+    } else {
+        Box::pin(plot::play(stage)).await
+    }
 }
 
 struct Interrupts([tokio::signal::unix::Signal; 3]);

@@ -15,10 +15,13 @@ use spilo_core::agent::{Agent, AgentHandle, Backends};
 use spilo_core::machine::{Exit, Identity};
 use spilo_core::status::Status;
 use spilo_core::{DynamicConfig, MemberName, Scope};
-use spilo_pg::{BootClock, Credentials, GuardKeeper, GuardOptions, LocalOptions};
+use spilo_pg::{
+    Backups, BootClock, Credentials, GuardKeeper, GuardOptions, LocalOptions, Recovery,
+};
 use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
+use crate::archive::Archive;
 use crate::ports::Port;
 use crate::store::Store;
 
@@ -32,6 +35,8 @@ pub(crate) struct Common {
     pub(crate) password: String,
     /// Whom PostgreSQL runs as, where we are root, which it refuses to be.
     pub(crate) owner: Option<(u32, u32)>,
+    /// Where log and backups go, if anywhere.
+    pub(crate) archive: Option<Arc<Archive>>,
 }
 
 /// A node, running or dead.
@@ -41,6 +46,8 @@ pub(crate) struct Node {
     dir: PathBuf,
     postgres_port: Port,
     api_port: Port,
+    /// The backup that its cluster begins with, if it is new.
+    pub(crate) recovery: Option<Recovery>,
     running: Option<Running>,
 }
 
@@ -74,7 +81,20 @@ impl Common {
             ttl,
             password,
             owner,
+            archive: None,
         })
+    }
+
+    /// Returns what the nodes of another cluster have in common, whose log is not archived.
+    pub(crate) fn of_scope(&self, scope: Scope) -> Self {
+        Self {
+            scope,
+            bin_dir: self.bin_dir.clone(),
+            ttl: self.ttl,
+            password: self.password.clone(),
+            owner: self.owner,
+            archive: None,
+        }
     }
 }
 
@@ -95,6 +115,7 @@ impl Node {
             dir,
             postgres_port,
             api_port,
+            recovery: None,
             running: None,
         })
     }
@@ -118,6 +139,13 @@ impl Node {
         let (agent, handle) = Agent::new(self.identity(common)?, backends);
         let api = Api::new(Arc::new(handle.clone()), ApiOptions::default())?;
         let mut tasks = JoinSet::new();
+        if let Some(archive) = &common.archive {
+            let (store, data_dir) = (archive.store(Some(self.archiver())), self.data_dir());
+            tasks.spawn(async move {
+                store.archive(&data_dir).await;
+                None
+            });
+        }
         // The span tells whose decision it is: all agents log into the same place here.
         let span = tracing::info_span!("agent", node = self.name.as_str());
         tasks.spawn(async move { Some(agent.run().await) }.instrument(span));
@@ -196,6 +224,25 @@ impl Node {
         format!("http://127.0.0.1:{}", self.api_port.number())
     }
 
+    /// Returns the data directory of the server.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Returns how the superuser connects to the server.
+    pub(crate) fn conninfo(&self, common: &Common) -> String {
+        format!(
+            "host=127.0.0.1 port={} user=postgres dbname=postgres password={}",
+            self.postgres_port(),
+            common.password
+        )
+    }
+
+    /// Returns where the archiver of the server works.
+    fn archiver(&self) -> PathBuf {
+        self.dir.join("archiver")
+    }
+
     fn postmaster(&self) -> Option<i32> {
         let text = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).ok()?;
         text.lines().next()?.trim().parse().ok()
@@ -235,6 +282,13 @@ impl Node {
                 .to_vec(),
         );
         options.parameters = parameters();
+        if let Some(archive) = &common.archive {
+            // Small files of the log, so that what takes hours elsewhere takes seconds here.
+            options.initdb = vec!["--wal-segsize=1".to_owned()];
+            let store = archive.store(Some(self.archiver()));
+            options.backups = Some(Backups::new(Arc::new(store)));
+        }
+        options.recovery.clone_from(&self.recovery);
         options
     }
 }

@@ -228,7 +228,7 @@ fn explained(lost: &BTreeSet<i64>) -> String {
     )
 }
 
-async fn hold(stage: &mut Stage<'_>) -> Result<()> {
+pub(crate) async fn hold(stage: &mut Stage<'_>) -> Result<()> {
     let password = stage.common.password.clone();
     let ports: Vec<String> = stage
         .nodes
@@ -290,7 +290,7 @@ fn last_writer(stage: &Stage<'_>) -> Option<(Instant, String)> {
 }
 
 /// Returns how long a step may take: some of them wait for leases to end.
-fn limit(stage: &Stage<'_>, work: Duration) -> Duration {
+pub(crate) fn limit(stage: &Stage<'_>, work: Duration) -> Duration {
     work + 3 * seconds(stage.arguments.ttl)
 }
 

@@ -94,12 +94,7 @@ impl<'a> Stage<'a> {
 
     /// Returns where a client finds the nodes.
     pub(crate) fn targets(&self) -> Vec<Target> {
-        let target = |node: &Node| Target {
-            node: node.name.to_string(),
-            postgres_port: node.postgres_port(),
-            api_port: node.api_port(),
-        };
-        self.nodes.iter().map(target).collect()
+        self.nodes.iter().map(Target::of).collect()
     }
 
     /// Notes that the cluster is to stay until it is interrupted.

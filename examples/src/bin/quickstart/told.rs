@@ -84,7 +84,14 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Told {
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let mut fields = Fields::default();
         event.record(&mut fields);
-        let Some(rule) = fields.rule else { return };
+        // The way in which a replica is made is not the core's to decide, and is told all the same.
+        let way = fields.message.strip_prefix("clone: ");
+        let way = way.filter(|way| way.contains("the backup ") || way.contains("a backup: "));
+        let (rule, why) = match (fields.rule, way) {
+            (Some(rule), _) => (rule, fields.message),
+            (None, Some(way)) => ("Clone".to_owned(), way.to_owned()),
+            (None, None) => return,
+        };
         let node = context.event_scope(event).and_then(|mut spans| {
             spans.find_map(|span| span.extensions().get::<NodeOf>().map(|node| node.0.clone()))
         });
@@ -93,7 +100,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Told {
             at: Instant::now(),
             node,
             rule,
-            why: fields.message,
+            why,
         };
         self.0
             .lock()

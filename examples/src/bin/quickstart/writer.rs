@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
 use crate::http;
+use crate::node::Node;
 
 /// Where a node is, as a client knows it.
 #[derive(Clone, Debug)]
@@ -65,6 +66,29 @@ impl Writer {
         self.tasks.shutdown().await;
         held(&self.ledger).clone()
     }
+}
+
+impl Target {
+    /// Returns where a node is.
+    pub(crate) fn of(node: &Node) -> Self {
+        Self {
+            node: node.name.to_string(),
+            postgres_port: node.postgres_port(),
+            api_port: node.api_port(),
+        }
+    }
+}
+
+/// Lets a server do a statement, and returns the first column of the last row.
+pub(crate) async fn ask(target: &Target, password: &str, statement: &str) -> Result<String> {
+    let connection = connect(target, password).await?;
+    let done = connection.client.simple_query(statement).await;
+    let done = done.with_context(|| format!("{}: {statement}", target.node))?;
+    let column = |message: &SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+        _ => None,
+    };
+    Ok(done.iter().rev().find_map(column).unwrap_or_default())
 }
 
 /// Reads back what is on the primary.
