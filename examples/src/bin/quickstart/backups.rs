@@ -40,8 +40,11 @@ async fn begin(stage: &mut Stage<'_>) -> Result<()> {
     let (owner, password) = (stage.common.owner, stage.common.password.clone());
     let archive = Archive::new(stage.dir, owner, &password).await?;
     stage.tell(&format!(
-        "a store of the protocol of S3 is up, and takes log and backups: {}",
-        archive.described()
+        "a store of the protocol of S3 is up, and takes log and backups: {}. The nodes are in {}; \
+         PostgreSQL is that of {}",
+        archive.described(),
+        stage.dir.display(),
+        stage.common.bin_dir.display()
     ));
     stage.common.archive = Some(Arc::new(archive));
     stage.start(0).await?;
