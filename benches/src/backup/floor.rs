@@ -2,21 +2,21 @@
 //! processor at work, on open connections, in one process, and without any question or check.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use bytes::Bytes;
 use clap::Args;
-use tokio::task::{JoinSet, spawn_blocking};
+use tokio::runtime::{Builder, Runtime};
 
 use super::contender::{FloorCodec, Row};
 use super::http::Connection;
 use super::plan::{Piece, Plan};
+use super::store::BUCKET;
 
 /// What the floor does, once.
 #[derive(Args, Clone, Debug)]
@@ -52,11 +52,7 @@ pub struct FloorTask {
 /// # Errors
 ///
 /// Fails where a file cannot be read or written, or the store cannot be used.
-///
-/// # Cancellation
-///
-/// What was done stays.
-pub async fn floor(task: FloorTask) -> Result<()> {
+pub fn floor(task: &FloorTask) -> Result<()> {
     let plan = match task.row {
         Row::WalPush => of_log(&task.dir)?,
         Row::BackupPush => Plan::of(&task.dir)?,
@@ -64,43 +60,123 @@ pub async fn floor(task: FloorTask) -> Result<()> {
             serde_json::from_slice(&fs::read(&task.plan).context("the push comes first")?)?
         }
     };
-    let pushes = matches!(task.row, Row::WalPush | Row::BackupPush);
-    if pushes {
+    if task.pushes() {
         fs::write(&task.plan, serde_json::to_vec(&plan)?)?;
     } else {
         for directory in &plan.directories {
             fs::create_dir_all(task.dir.join(directory))?;
         }
     }
-    let (task, plan) = (Arc::new(task), Arc::new(plan));
-    let next = Arc::new(AtomicUsize::new(0));
-    let mut workers = JoinSet::new();
-    for _ in 0..task.parallel {
-        let (task, plan, next) = (Arc::clone(&task), Arc::clone(&plan), Arc::clone(&next));
-        workers.spawn(async move {
-            let mut connection = Connection::open(task.port, &task.authority).await?;
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= plan.objects.len() {
-                    return anyhow::Ok(());
-                }
-                let name = format!("/backups/{}/{number:08}", task.prefix);
-                let (task, plan) = (Arc::clone(&task), Arc::clone(&plan));
-                if pushes {
-                    let packed = move || pack(&task, &plan.objects[number]);
-                    let packed = spawn_blocking(packed).await??;
-                    connection.put(&name, packed).await?;
-                } else {
-                    let packed = connection.get(&name).await?;
-                    spawn_blocking(move || unpack(&task, &plan.objects[number], &packed)).await??;
-                }
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..task.parallel)
+            .map(|_| scope.spawn(|| Worker::new(task, &plan)?.work(&next)))
+            .collect();
+        for worker in workers {
+            worker.join().map_err(|_| anyhow!("a worker failed"))??;
+        }
+        Ok(())
+    })
+}
+
+impl FloorTask {
+    fn pushes(&self) -> bool {
+        matches!(self.row, Row::WalPush | Row::BackupPush)
+    }
+}
+
+/// A thread with a connection, and memory that it keeps: to be given new pages for each object
+/// would take as long as compressing it.
+struct Worker<'a> {
+    task: &'a FloorTask,
+    plan: &'a Plan,
+    runtime: Runtime,
+    connection: Connection,
+    piece: Vec<u8>,
+    packed: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(task: &'a FloorTask, plan: &'a Plan) -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let connection = Connection::open(task.port, &task.authority);
+        let connection = runtime.block_on(connection)?;
+        Ok(Self {
+            task,
+            plan,
+            runtime,
+            connection,
+            piece: vec![0; PIECE],
+            packed: Vec::new(),
+        })
+    }
+
+    fn work(&mut self, next: &AtomicUsize) -> Result<()> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(pieces) = self.plan.objects.get(number) else {
+                return Ok(());
+            };
+            let name = format!("/{BUCKET}/{}/{number:08}", self.task.prefix);
+            if self.task.pushes() {
+                self.pack(pieces)?;
+                let bytes = Bytes::from(std::mem::take(&mut self.packed));
+                let sent = self.connection.put(&name, bytes.clone());
+                self.runtime.block_on(sent)?;
+                // The connection has let go of it by now.
+                self.packed = bytes.try_into_mut().map(Vec::from).unwrap_or_default();
+            } else {
+                let packed = self.runtime.block_on(self.connection.get(&name))?;
+                self.unpack(pieces, &packed)?;
             }
-        });
+        }
     }
-    while let Some(worker) = workers.join_next().await {
-        worker??;
+
+    fn pack(&mut self, pieces: &[Piece]) -> Result<()> {
+        self.packed.clear();
+        match self.task.codec {
+            FloorCodec::Zstd => {
+                let mut encoder = zstd::stream::write::Encoder::new(&mut self.packed, 1)?;
+                copy_from(&self.task.dir, pieces, &mut self.piece, &mut encoder)?;
+                encoder.finish()?;
+            }
+            FloorCodec::Lzo => {
+                let (mut lzop, mut stdin, mut stdout) = lzop(&["-c"])?;
+                let (dir, piece, packed) = (&self.task.dir, &mut self.piece, &mut self.packed);
+                std::thread::scope(|scope| {
+                    let reading = scope.spawn(move || stdout.read_to_end(packed));
+                    copy_from(dir, pieces, piece, &mut stdin)?;
+                    drop(stdin);
+                    reading
+                        .join()
+                        .map_err(|_| anyhow!("cannot read from lzop"))??;
+                    anyhow::Ok(())
+                })?;
+                ended(&mut lzop)?;
+            }
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn unpack(&mut self, pieces: &[Piece], packed: &[u8]) -> Result<()> {
+        match self.task.codec {
+            FloorCodec::Zstd => {
+                let mut decoder = zstd::stream::read::Decoder::with_buffer(packed)?;
+                copy_to(&self.task.dir, pieces, &mut self.piece, &mut decoder)
+            }
+            FloorCodec::Lzo => {
+                let (mut lzop, mut stdin, mut stdout) = lzop(&["-d", "-c"])?;
+                let (dir, piece) = (&self.task.dir, &mut self.piece);
+                std::thread::scope(|scope| {
+                    let feeding = scope.spawn(move || stdin.write_all(packed));
+                    copy_to(dir, pieces, piece, &mut stdout)?;
+                    feeding.join().map_err(|_| anyhow!("cannot feed lzop"))??;
+                    anyhow::Ok(())
+                })?;
+                ended(&mut lzop)
+            }
+        }
+    }
 }
 
 /// Returns the files of the log, an object each.
@@ -124,65 +200,63 @@ fn of_log(dir: &Path) -> Result<Plan> {
     })
 }
 
-fn pack(task: &FloorTask, pieces: &[Piece]) -> Result<Bytes> {
-    let whole: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-    let mut plain = vec![0; usize::try_from(whole)?];
-    let mut rest = &mut plain[..];
+fn copy_from(dir: &Path, pieces: &[Piece], buffer: &mut [u8], into: &mut impl Write) -> Result<()> {
     for piece in pieces {
-        let (part, behind) = rest.split_at_mut(usize::try_from(piece.bytes)?);
-        let file = File::open(task.dir.join(&piece.file))?;
-        file.read_exact_at(part, piece.offset)
-            .with_context(|| format!("cannot read {}", piece.file.display()))?;
-        rest = behind;
-    }
-    Ok(match task.codec {
-        FloorCodec::Zstd => zstd::bulk::compress(&plain, 1)?.into(),
-        FloorCodec::Lzo => lzop(&["-c"], &plain)?.into(),
-    })
-}
-
-fn unpack(task: &FloorTask, pieces: &[Piece], packed: &[u8]) -> Result<()> {
-    let whole: u64 = pieces.iter().map(|piece| piece.bytes).sum();
-    let plain = match task.codec {
-        FloorCodec::Zstd => zstd::bulk::decompress(packed, usize::try_from(whole)?)?,
-        FloorCodec::Lzo => lzop(&["-d", "-c"], packed)?,
-    };
-    let mut rest = &plain[..];
-    for piece in pieces {
-        let (part, behind) = rest.split_at(usize::try_from(piece.bytes)?);
-        let path = task.dir.join(&piece.file);
-        // Several may write parts of one file at the same time.
-        let mut options = File::options();
-        let opened = options.write(true).create(true).truncate(false).open(&path);
-        let file = opened.with_context(|| format!("cannot write {}", path.display()))?;
-        file.write_all_at(part, piece.offset)?;
-        rest = behind;
+        let path = dir.join(&piece.file);
+        let file = File::open(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let (mut at, end) = (piece.offset, piece.offset + piece.bytes);
+        while at < end {
+            let part = &mut buffer[..length(end - at)];
+            file.read_exact_at(part, at)?;
+            into.write_all(part)?;
+            at += part.len() as u64;
+        }
     }
     Ok(())
 }
 
-/// Runs bytes through the program.
-fn lzop(arguments: &[&str], bytes: &[u8]) -> Result<Vec<u8>> {
+fn copy_to(dir: &Path, pieces: &[Piece], buffer: &mut [u8], from: &mut impl Read) -> Result<()> {
+    for piece in pieces {
+        let path = dir.join(&piece.file);
+        // Several may write parts of one file at the same time.
+        let mut options = File::options();
+        let opened = options.write(true).create(true).truncate(false).open(&path);
+        let file = opened.with_context(|| format!("cannot write {}", path.display()))?;
+        let (mut at, end) = (piece.offset, piece.offset + piece.bytes);
+        while at < end {
+            let part = &mut buffer[..length(end - at)];
+            from.read_exact(part)?;
+            file.write_all_at(part, at)?;
+            at += part.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// Returns how much of so many bytes goes at once.
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).map_or(PIECE, |bytes| bytes.min(PIECE))
+}
+
+fn lzop(arguments: &[&str]) -> Result<(Child, ChildStdin, ChildStdout)> {
     let mut lzop = Command::new("lzop")
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .context("cannot run lzop; cargo xtask setup --full installs it")?;
+        .context("cannot run lzop; `cargo xtask setup --full` installs it")?;
     let (stdin, stdout) = (lzop.stdin.take(), lzop.stdout.take());
-    let (mut stdin, mut stdout) = stdin.zip(stdout).context("lzop has no pipes")?;
-    let mut through = Vec::with_capacity(bytes.len());
-    std::thread::scope(|scope| {
-        let feeding = scope.spawn(move || stdin.write_all(bytes));
-        stdout.read_to_end(&mut through)?;
-        feeding
-            .join()
-            .map_err(|_| anyhow::anyhow!("cannot feed lzop"))??;
-        anyhow::Ok(())
-    })?;
+    let (stdin, stdout) = stdin.zip(stdout).context("lzop has no pipes")?;
+    Ok((lzop, stdin, stdout))
+}
+
+fn ended(lzop: &mut Child) -> Result<()> {
     let status = lzop.wait()?;
     if !status.success() {
         bail!("lzop ended with {status}");
     }
-    Ok(through)
+    Ok(())
 }
+
+/// Fits into the nearer caches together with what it is compressed to.
+const PIECE: usize = 128 << 10;

@@ -118,7 +118,7 @@ fn become_part(part: &Part) -> Result<()> {
     };
     match part {
         Part::Drive => backup::drive(),
-        Part::Floor(task) => runtime()?.block_on(backup::floor(task.clone())),
+        Part::Floor(task) => backup::floor(task),
         Part::ServeStore {
             certificates,
             latency_ms,
