@@ -1,7 +1,7 @@
 //! The part of the server: whoever calls `archive_command` and `restore_command`.
 
 use std::fs;
-use std::io::BufRead as _;
+use std::io::{BufRead as _, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -106,10 +106,11 @@ fn archive(data_dir: &Path, command: &str) -> Result<u64> {
         let path = format!("pg_wal/{name}");
         run(&filled(command, &name, &path), data_dir, ATTEMPTS)?;
         commands += 1;
-        if let Err(error) = fs::rename(&status, folder.join(format!("{name}.done"))) {
-            if error.kind() != std::io::ErrorKind::NotFound {
+        match fs::rename(&status, folder.join(format!("{name}.done"))) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(error).with_context(|| format!("cannot rename {}", status.display()));
             }
+            _ => {}
         }
     }
 }
