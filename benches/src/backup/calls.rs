@@ -198,7 +198,8 @@ fn wal_e(site: &Site, subject: Subject<'_>, prefix: &str, work: &Path) -> Result
     })
 }
 
-/// Asynchronous both ways, with as many processes as spilo has transfers.
+/// Asynchronous both ways, with as many processes as spilo has transfers. With the usual queue, of
+/// 128 MiB, it fetches log at a quarter of this rate, because it starts anew for every few files.
 fn pgbackrest(site: &Site, subject: Subject<'_>, prefix: &str, work: &Path) -> Result<Calls> {
     let file = work.join("pgbackrest.conf");
     let (port, work) = (site.store.tls_port(), work.display());
@@ -210,7 +211,7 @@ fn pgbackrest(site: &Site, subject: Subject<'_>, prefix: &str, work: &Path) -> R
              repo1-s3-endpoint={HOST}\nrepo1-storage-port={port}\nrepo1-s3-uri-style=path\n\
              repo1-storage-ca-file={}\nrepo1-s3-region=us-east-1\nrepo1-s3-key=spilo\n\
              repo1-s3-key-secret=not-a-secret\nrepo1-retention-full=100\n\
-             compress-type=zst\ncompress-level=1\narchive-async=y\nprocess-max={}\n\
+             compress-type=zst\ncompress-level=1\narchive-async=y\narchive-get-queue-max=1GiB\nprocess-max={}\n\
              start-fast=y\nspool-path={work}/spool\nlock-path={work}/lock\n\
              log-path={work}/log\nlog-level-file=off\nlog-level-console=warn\n\
              [main]\npg1-socket-path={}\npg1-user=postgres\npg1-database=postgres\n",

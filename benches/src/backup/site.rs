@@ -294,7 +294,10 @@ fn fill(server: &Server, options: &SiteOptions, wal: &Path, owner: Owner) -> Res
     std::thread::sleep(Duration::from_secs(2));
     let there = fs::read_dir(&log)?.count();
     if there < options.segments {
-        bail!("pgbench wrote only {there} files of the log; ask for fewer with --segments");
+        bail!(
+            "pgbench wrote only {there} files of the log; ask for fewer with --segments, or for \
+             more data to write to with --data-mb"
+        );
     }
     like_data_directory(&server.data(), wal, owner)
 }

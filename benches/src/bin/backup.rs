@@ -138,6 +138,9 @@ fn measure(options: &Options) -> Result<bool> {
     if options.runs == 0 || options.segments == 0 {
         bail!("--runs and --segments begin at 1");
     }
+    if options.check && options.load.is_none() && options.vs.is_empty() {
+        bail!("--check compares with peers; name them with --vs wal-e,pgbackrest");
+    }
     let contenders = options.contenders();
     let site_options = SiteOptions {
         data_mb: options.data_mb,
