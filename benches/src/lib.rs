@@ -12,9 +12,12 @@
 //! - [`chaos`]: faults of agent, guard and server, after which nothing may be committed too late;
 //! - [`store_faults`]: the same for faults of etcd.
 //!
+//! [`backup`] needs no cluster: it puts archiving tools side by side.
+//!
 //! The environment names what is not found by itself: `SPILO_AGENT` (the program `spilo-agent`),
 //! `SPILO_PATRONI_BIN` (the directory of `patroni` and `patronictl`; its Python must be one that
-//! the user `postgres` can run), `SPILO_CONSUL`, `SPILO_PG15_BIN` (PostgreSQL's programs). `SPILO_KEEP` keeps every
+//! the user `postgres` can run), `SPILO_CONSUL`, `SPILO_PG15_BIN` (PostgreSQL's programs),
+//! `SPILO_BACKUP` (the program `spilo-backup`). `SPILO_KEEP` keeps every
 //! directory; those of failed runs are kept anyway and named.
 //!
 //! # Examples
@@ -37,6 +40,7 @@
 //! ```
 
 pub mod analysis;
+pub mod backup;
 pub mod chance;
 pub mod chaos;
 pub mod clock;

@@ -139,7 +139,7 @@ const COMMANDS: [&str; 8] = [
     "setup", "demo", "test", "ci", "chaos", "sim", "mutants", "bench",
 ];
 
-const BENCHES: [&str; 2] = ["failover", "sim"];
+const BENCHES: [&str; 3] = ["backup", "failover", "sim"];
 
 const HELP: &str = "\
 The commands of this project.
@@ -153,6 +153,7 @@ Commands:
   chaos           Run the faults with the full number of repetitions
   sim             Run simulated clusters under faults that are drawn from seeds
   mutants         Plant bugs in the core one by one, and show which test sees each
+  bench backup    Measure how fast log and base backups are archived, next to peers if asked
   bench failover  Measure how long a fail-over takes, next to its peers if asked
   bench sim       Measure how long a fail-over takes in the simulator, by its seeds
   setup           Install what the commands above need; they all do so by themselves
@@ -169,8 +170,8 @@ PostgreSQL 15, etcd and protoc. No service is started and no database cluster is
 the system is not Debian 12, PostgreSQL 15 goes beside the system's own version.
 
   --full  Also what the tests, `chaos` and `bench` need: haproxy, dnsmasq, iproute2, lzop, pv,
-          ZooKeeper (with Java), cargo-nextest, PostgreSQL 13, 16 and 18 and Consul beside the
-          system's, stock Patroni, WAL-E and moto.
+          pgBackRest, ZooKeeper (with Java), cargo-nextest, PostgreSQL 13, 16 and 18 and Consul
+          beside the system's, stock Patroni, WAL-E and moto.
 
 What is installed beside the system goes to /var/cache/spilo-tools, because servers that are
 started by root run as the user postgres, who must be able to read it; without root it goes to
@@ -241,10 +242,12 @@ Usage: cargo xtask sim [ARGUMENTS]
 const BENCH_HELP: &str = "\
 Measure.
 
-Usage: cargo xtask bench failover [--vs patroni] [ARGUMENTS]
+Usage: cargo xtask bench backup [--vs wal-e,pgbackrest] [ARGUMENTS]
+       cargo xtask bench failover [--vs patroni] [ARGUMENTS]
+       cargo xtask bench sim [ARGUMENTS]
 
 Installs what is missing and builds in release mode. All arguments go to the program:
-`cargo xtask bench failover -- --help` lists them.";
+`cargo xtask bench backup -- --help` lists them.";
 
 #[cfg(test)]
 mod tests {
@@ -286,6 +289,11 @@ mod tests {
         let (name, arguments) = ("failover".to_owned(), strings(&["--vs", "patroni"]));
         assert_eq!(
             parsed("bench failover --vs patroni"),
+            Ok(Task::Bench { name, arguments })
+        );
+        let (name, arguments) = ("backup".to_owned(), strings(&["--vs", "wal-e,pgbackrest"]));
+        assert_eq!(
+            parsed("bench backup --vs wal-e,pgbackrest"),
             Ok(Task::Bench { name, arguments })
         );
     }

@@ -54,6 +54,9 @@ fn perform(task: Task) -> Result<ExitCode> {
             all.extend(arguments);
             programs::simulate(&all)?;
         }
+        Task::Bench { name, arguments } if name == "backup" => {
+            programs::backup(&setup::setup(Extent::Full)?, &arguments)?;
+        }
         Task::Bench { name, arguments } => {
             programs::harness(&setup::setup(Extent::Full)?, &name, &arguments)?;
         }

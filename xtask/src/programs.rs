@@ -51,6 +51,25 @@ pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result
     )
 }
 
+/// Builds the command that archives and the bench of it in release mode, and becomes that bench;
+/// returns only when that fails.
+///
+/// # Errors
+/// When something does not build or cannot be started.
+pub(crate) fn backup(tools: &Tools, arguments: &[String]) -> Result<()> {
+    let mut build = cargo();
+    build.current_dir(workspace_root());
+    loudly(build.args(["build", "--release", "-p", "spilo-backup-example"]))?;
+    become_program(
+        "spilo-benches",
+        "backup",
+        &["--release"],
+        tools,
+        "release",
+        arguments,
+    )
+}
+
 /// Builds `simulate` and becomes it; returns only when that fails. It starts no server, so that
 /// nothing need be installed for it.
 ///
@@ -89,6 +108,10 @@ fn become_program(
         .args(["-p", package, "--bin", name, "--"])
         .args(arguments);
     run.env("SPILO_AGENT", agent(profile))
+        .env(
+            "SPILO_BACKUP",
+            agent(profile).with_file_name("spilo-backup"),
+        )
         .stdin(Stdio::inherit());
     // We become cargo, and cargo becomes the program: signals and the exit status need no help.
     let failure = tools.export(&mut run).exec();

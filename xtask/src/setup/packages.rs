@@ -180,7 +180,7 @@ impl Package {
     }
 }
 
-const PACKAGES: [Package; 11] = [
+const PACKAGES: [Package; 12] = [
     Package::new("etcd-server", Extent::Demo, Proof::Program("etcd")),
     Package::new("etcd-client", Extent::Demo, Proof::Program("etcdctl")),
     Package::new("protobuf-compiler", Extent::Demo, Proof::Program("protoc")),
@@ -195,6 +195,7 @@ const PACKAGES: [Package; 11] = [
     Package::new("lzop", Extent::Full, Proof::Program("lzop")),
     // WAL-E sends its base backups through it.
     Package::new("pv", Extent::Full, Proof::Program("pv")),
+    Package::new("pgbackrest", Extent::Full, Proof::Program("pgbackrest")),
     // With the Java that it runs on, and no service.
     Package::new(
         "zookeeper",
