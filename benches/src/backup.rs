@@ -1,7 +1,7 @@
 //! Archiving tools side by side: the same log and the same server, one store, each tool in turn.
 //!
 //! A [`Site`] holds what is measured: a server with data of pgbench, some of its log laid out as a
-//! server's that waits to be archived, and a [store](store) that all tools share. A [`Trial`] runs
+//! server's that waits to be archived, and a [store] that all tools share. A [`Trial`] runs
 //! one [`Row`] of one [`Contender`] there, checks what came of it, and takes its [`Cost`].
 //!
 //! The loop that calls `archive_command` and `restore_command` is [ours](drive): it does what the

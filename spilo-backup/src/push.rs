@@ -352,6 +352,7 @@ impl Run<'_> {
         let limit = self.archive.options.archive_wait;
         let begun = Instant::now();
         let mut told = None;
+        let mut pause = Duration::from_millis(20);
         loop {
             let size = self.facts.segment_size;
             let (missing, problem) = match self.archive.missing(self.start, stop, size).await {
@@ -380,7 +381,9 @@ impl Run<'_> {
             if told.replace(missing) != Some(missing) {
                 progress.say(&format!("waiting for the archive: {problem}"));
             }
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // Most often the server archives the last file in this moment.
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
 
