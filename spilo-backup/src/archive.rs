@@ -169,6 +169,10 @@ impl BackupStore for Archive {
         self.options.archive_command.clone()
     }
 
+    fn keeps_what_is_there(&self) -> bool {
+        true
+    }
+
     fn restore_command(&self) -> Option<String> {
         self.options.restore_command.clone()
     }

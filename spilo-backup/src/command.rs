@@ -72,7 +72,8 @@ impl Program {
         if let Some(directory) = &self.options.env_dir {
             // By the shell alone: this is run for each file of the log.
             line = format!(
-                "for f in {}/*; do v=; read -r v < \"$f\"; export \"${{f##*/}}=$v\"; done; ",
+                "for f in {}/*; do n=\"${{f##*/}}\"; case \"$n\" in *[!A-Za-z0-9_]*|[0-9]*) continue;; \
+                 esac; [ -f \"$f\" ] || continue; v=; IFS= read -r v < \"$f\"; export \"$n=$v\"; done; ",
                 quoted(&directory.to_string_lossy())
             );
         }
@@ -233,14 +234,20 @@ fn environment(directory: &Path) -> io::Result<Vec<(OsString, String)>> {
     let mut variables = Vec::new();
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if !entry.path().is_file() {
+        // What an editor left behind is no variable, for the server's shell neither.
+        if !entry.path().is_file() || !is_variable(&entry.file_name().to_string_lossy()) {
             continue;
         }
         let text = fs::read_to_string(entry.path())?;
-        let value = text.lines().next().unwrap_or_default().to_owned();
+        let value = text.split('\n').next().unwrap_or_default().to_owned();
         variables.push((entry.file_name(), value));
     }
     Ok(variables)
+}
+
+fn is_variable(name: &str) -> bool {
+    let fine = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    name.chars().all(fine) && !name.starts_with(|c: char| c.is_ascii_digit())
 }
 
 /// Returns a word as a shell wants it, in a setting in which the server replaces what has a percent
@@ -333,7 +340,14 @@ mod tests {
         let directory = scratch.path().join("it's an env");
         fs::create_dir(&directory).unwrap();
         fs::write(directory.join("SECRET"), "a 'b' $c\nsecond line\n").unwrap();
-        fs::write(directory.join("BARE"), "no newline").unwrap();
+        fs::write(directory.join("BARE"), "  no newline").unwrap();
+        for left in ["BARE~", "README.md", "1ST"] {
+            fs::write(directory.join(left), "x").unwrap();
+        }
+        let read = environment(&directory).unwrap();
+        let mut read: Vec<_> = read.iter().map(|(_, value)| &**value).collect();
+        read.sort_unstable();
+        assert_eq!(read, ["  no newline", "a 'b' $c"]);
         let mut options = CommandOptions::new("/usr/bin/printenv");
         options.env_dir = Some(directory);
         let program = Program {
@@ -344,7 +358,7 @@ mod tests {
         let mut bare = std::process::Command::new("/bin/sh");
         let output = bare.args(["-c", &line]).env_clear().output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(text, "a 'b' $c\nno newline\n");
+        assert_eq!(text, "a 'b' $c\n  no newline\n");
 
         let mut options = CommandOptions::new("/opt/my tools/wal");
         options.arguments = vec!["--what=100%".to_owned()];

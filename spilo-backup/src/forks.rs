@@ -4,11 +4,14 @@
 //! one began. It must not be archived: whoever recovers along that timeline would come to what the
 //! cluster gave up, and the file may be the one that the next primary has archived in its own form.
 //!
+//! Of several later timelines the one that left it last counts: what lies before that point somebody
+//! came by, and a promotion that failed leaves a history that nobody goes on with.
+//!
 //! A server that went along to the later timeline has such files as well: a standby is told to
 //! archive the one in which the timelines part, and one that was recovered to a moment has what was
 //! archived past it. These are passed over, since nobody needs them, and what waits behind them goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
@@ -80,14 +83,15 @@ impl Archive {
         Ok(elsewhere.filter(past).map(|Fork { next, at }| {
             let problem = format!(
                 "timeline {timeline} was left at {at} for timeline {next}, and this file goes past \
-                 that point: the server must be rewound (pg_rewind) or made anew; its log is kept"
+                 that point: the server must be rewound (pg_rewind) or made anew, unless another \
+                 cluster archives to the same place; its log is kept"
             );
             let action = format!("archive {}", path.display());
             GivenUp::Elsewhere(self.error(BackupErrorKind::Refused, action, problem))
         }))
     }
 
-    /// Returns where a timeline was left first, as the histories beside a file say, and as those in
+    /// Returns where a timeline was left last, as the histories beside a file say, and as those in
     /// the archive do.
     async fn forks_of(
         &self,
@@ -111,7 +115,7 @@ impl Archive {
             self.error(kind, action, error.to_string()).because(error)
         })?;
         let here = local.values().filter_map(|it| fork_in(it, timeline));
-        let here = here.min_by_key(|fork| fork.at);
+        let here = here.max_by_key(|fork| fork.at);
         let mut elsewhere = Vec::new();
         for next in timeline.0.saturating_add(1)..u32::MAX {
             match self.archived_history(Timeline(next)).await? {
@@ -120,7 +124,7 @@ impl Archive {
                 None => break,
             }
         }
-        Ok((here, elsewhere.into_iter().min_by_key(|fork| fork.at)))
+        Ok((here, elsewhere.into_iter().max_by_key(|fork| fork.at)))
     }
 
     /// Returns the history of a timeline, if it is archived.
@@ -190,29 +194,37 @@ fn fork_in(history: &History, timeline: Timeline) -> Option<Fork> {
     }
 }
 
-/// Reads the histories of later timelines that lie in a folder.
+/// Reads the histories of later timelines of which there is log in a folder.
+///
+/// A server keeps a history that it was told of also when it cannot go along with it, and then has
+/// none of that log.
 fn later_histories(folder: &Path, timeline: Timeline) -> io::Result<BTreeMap<u32, History>> {
-    let mut histories = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    let mut written = BTreeSet::new();
     for entry in fs::read_dir(folder)? {
         let name = entry?.file_name();
-        let file = name.to_str().and_then(|name| name.parse().ok());
-        let Some(ArchiveFile::History(later)) = file else {
-            continue;
+        match name.to_str().and_then(|name| name.parse().ok()) {
+            Some(ArchiveFile::History(later)) => found.insert(later.0),
+            Some(ArchiveFile::Segment(segment)) => written.insert(segment.timeline().0),
+            _ => continue,
         };
-        if later.0 <= timeline.0 {
+    }
+    let mut histories = BTreeMap::new();
+    for later in found.intersection(&written) {
+        if *later <= timeline.0 {
             continue;
         }
-        let path = folder.join(name);
+        let path = folder.join(format!("{later:08X}.history"));
         let text = match fs::read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             text => text?,
         };
-        let history = History::parse(later, &String::from_utf8_lossy(&text));
+        let history = History::parse(Timeline(*later), &String::from_utf8_lossy(&text));
         let history = history.map_err(|error| {
             let problem = format!("{}: {error}", path.display());
             io::Error::new(io::ErrorKind::InvalidData, problem)
         })?;
-        histories.insert(later.0, history);
+        histories.insert(*later, history);
     }
     Ok(histories)
 }

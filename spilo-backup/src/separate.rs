@@ -134,6 +134,10 @@ impl BackupStore for Separate {
         Some(self.line("wal-push", &["%p"]))
     }
 
+    fn keeps_what_is_there(&self) -> bool {
+        true
+    }
+
     fn restore_command(&self) -> Option<String> {
         Some(self.line("wal-fetch", &["%f", "%p"]))
     }

@@ -50,6 +50,12 @@ pub trait BackupStore: Send + Sync + fmt::Debug {
         None
     }
 
+    /// Returns whether archiving a file that is there already succeeds if it has the same bytes, and
+    /// fails and leaves it as it is if it has others. Then every member may archive.
+    fn keeps_what_is_there(&self) -> bool {
+        false
+    }
+
     /// Returns the `restore_command` with which a server fetches archived log, if the store has any.
     fn restore_command(&self) -> Option<String>;
 }

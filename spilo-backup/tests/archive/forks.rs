@@ -83,6 +83,9 @@ async fn f39_what_is_there_stays_there(place: Place) {
     other[9000] ^= 1;
     let path = beside.place.file(&named(1, 5), &other);
     // This server went along, and another one has archived the file before.
+    let refused = archive.push_wal(&path).await.unwrap_err();
+    assert_eq!(refused.kind(), BackupErrorKind::Conflict, "{refused}");
+    beside.place.file(&named(2, 5), &whole(&named(2, 5)));
     let pushed = archive.push_wal(&path).await.unwrap();
     assert_eq!(pushed, Pushed::GivenUp);
     fs::remove_file(history).unwrap();
@@ -95,6 +98,7 @@ async fn f39_what_is_there_stays_there(place: Place) {
 async fn f39_what_a_server_has_left_behind_holds_up_nothing() {
     let beside = Beside::on(Place::directory());
     fs::write(beside.path("00000002.history"), SECOND).unwrap();
+    fs::write(beside.path(&named(2, 5)), whole(&named(2, 5))).unwrap();
     let names = beside.ready_from(4, 2);
     let archive = beside.store.archive();
     archive.push_wal(&beside.path(&names[0])).await.unwrap();
@@ -107,9 +111,10 @@ async fn f39_what_a_server_has_left_behind_holds_up_nothing() {
     assert_eq!(error.kind(), BackupErrorKind::Damaged, "{error}");
 }
 
-/// A recovery to an earlier moment leaves a timeline earlier than the one before it did.
+/// A promotion that failed, or a recovery to an earlier moment, leaves a timeline earlier than those
+/// who went on with it: what they came by is archived.
 #[tokio::test]
-async fn f39_the_earliest_fork_of_all_counts() {
+async fn f39_the_last_fork_of_all_counts() {
     let beside = Beside::on(Place::directory());
     for (name, text) in [
         ("00000002.history", SECOND),
@@ -118,12 +123,23 @@ async fn f39_the_earliest_fork_of_all_counts() {
         let history = beside.place.file(name, text);
         beside.store.archive().push_wal(&history).await.unwrap();
     }
-    let names = beside.ready_from(2, 2);
+    let names = beside.ready_from(3, 3);
     let archive = beside.store.archive();
-    archive.push_wal(&beside.path(&names[0])).await.unwrap();
-    let error = archive.push_wal(&beside.path(&names[1])).await.unwrap_err();
+    for name in &names[..2] {
+        let pushed = archive.push_wal(&beside.path(name)).await.unwrap();
+        assert_eq!(pushed, Pushed::New, "{name}");
+    }
+    let error = archive.push_wal(&beside.path(&names[2])).await.unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("left at 0/380000 for timeline 3"), "{text}");
+    assert!(text.contains("left at 0/580000 for timeline 2"), "{text}");
+    // Nor does a history that this server was told of, and did not go along with.
+    fs::write(beside.path("00000003.history"), "1\t0/380000\tbefore\n").unwrap();
+    let again = beside.store.archive();
+    assert_eq!(
+        again.push_wal(&beside.path(&names[1])).await.unwrap(),
+        Pushed::Already
+    );
+    again.push_wal(&beside.path(&names[2])).await.unwrap_err();
 }
 
 /// Whether there is a later timeline costs one request, and not one for each file.

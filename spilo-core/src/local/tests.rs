@@ -324,7 +324,7 @@ fn what_decides_who_may_write_and_is_not_built_is_refused() {
         (json!({"kubernetes": {}}), "kubernetes"),
         (json!({"citus": {"group": 0}}), "citus"),
         (
-            json!({"bootstrap": {"method": "backup"}}),
+            json!({"bootstrap": {"method": "my_own"}}),
             "bootstrap.method",
         ),
         (

@@ -120,7 +120,7 @@ impl LocalPostgres {
                 "the data directory is half made by {kind}"
             ))),
         });
-        if confirmed.await? && self.options.backups.is_some() {
+        if confirmed.await? {
             let control = self.eye.look_at_disk().await?.control;
             Box::pin(self.write_files(&Wiring::Primary, control.as_ref())).await?;
             self.reload().await?;

@@ -13,7 +13,7 @@ use super::log::Log;
 use super::observe::is_primary;
 use super::settings::Wiring;
 use super::sql::{Purpose, Session, SqlError};
-use super::{LocalPostgres, disk, failed_guard, failed_query, files, refused, retry};
+use super::{LocalPostgres, disk, failed_guard, files, refused, retry};
 
 impl LocalPostgres {
     /// Restores the backup into the emptied data directory.
@@ -74,9 +74,19 @@ impl LocalPostgres {
         progress: &Progress,
     ) -> Result<(), PgError> {
         let mut told = Instant::now();
+        let mut heard = Instant::now();
         loop {
-            let report = guard.report().await;
-            let report = report.map_err(|error| failed_guard(action, error))?;
+            let report = match guard.report().await {
+                Ok(report) => report,
+                // Days of replay are not thrown away for one answer.
+                Err(error) if heard.elapsed() < PATIENCE => {
+                    tracing::warn!(%error, "the guard does not answer");
+                    sleep(POLL).await;
+                    continue;
+                }
+                Err(error) => return Err(failed_guard(action, error)),
+            };
+            heard = Instant::now();
             if !report.status.alive {
                 let problem = log.problem().or(report.last_exit).unwrap_or_default();
                 return Err(refused(action, format!("the recovery ended: {problem}")));
@@ -87,18 +97,30 @@ impl LocalPostgres {
                     Ok(false) if told.elapsed() > TELL_EVERY => {
                         told = Instant::now();
                         let asked = session.value(REPLAYED, Duration::from_secs(1)).await;
-                        let at = asked.map_err(|error| failed_query(action, error))?;
-                        progress.say(&format!("recovered to {at}"));
+                        if let Ok(at) = asked {
+                            progress.say(&format!("recovered to {at}"));
+                        }
                     }
                     Ok(false) | Err(_) => {}
                 },
-                Err(SqlError::Denied(problem)) => {
+                // The password may be another one at the end of the recovery.
+                Err(SqlError::Denied(problem)) if !self.recovers(action).await? => {
                     return Err(refused("connect to the recovered server", problem));
                 }
                 Err(_) => {}
             }
             sleep(POLL).await;
         }
+    }
+}
+
+impl LocalPostgres {
+    /// Returns whether the server has not come to the end of its recovery.
+    async fn recovers(&self, action: &str) -> Result<bool, PgError> {
+        let looked = self.blocking(action, |options| {
+            Ok(options.data_dir.join("recovery.signal").exists())
+        });
+        looked.await
     }
 }
 
@@ -149,6 +171,8 @@ fn settings(recovery: &Recovery) -> Vec<(&'static str, String)> {
 
 const REPLAYED: &str = "SELECT coalesce(pg_last_xact_replay_timestamp()::text || ', ', '') || \
     pg_last_wal_replay_lsn()::text";
+/// How long a guard may be silent that has a server which recovers.
+const PATIENCE: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 const TELL_EVERY: Duration = Duration::from_secs(5);
 

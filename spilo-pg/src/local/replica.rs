@@ -68,7 +68,14 @@ impl LocalPostgres {
         backups: &Backups,
         progress: &Progress,
     ) -> Result<Outcome, PgError> {
-        let listed = backups.store.backups().await;
+        let listed = tokio::time::timeout(LIST, backups.store.backups()).await;
+        let late = || {
+            retry(
+                action,
+                format!("the store of backups does not answer within {LIST:?}"),
+            )
+        };
+        let listed = listed.map_err(|_| late())?;
         let listed = listed.map_err(|error| retry(action, error.to_string()).because(error))?;
         let source = self.remote_state(from).await?;
         let system = source.system;
@@ -222,3 +229,6 @@ fn judge(action: &str, problem: String) -> PgError {
     };
     PgError::new(kind, action, problem)
 }
+
+/// How long a store may take to list its backups, before a copy is made instead.
+const LIST: std::time::Duration = std::time::Duration::from_secs(120);

@@ -99,9 +99,8 @@ impl Settings {
 
     /// Leaves the log where it is for now: of what may be thrown away again nothing is archived.
     pub(crate) fn hold_archive(&mut self) {
-        if let Some(command) = self.others.get_mut("archive_command") {
-            command.clear();
-        }
+        let nothing = String::new();
+        self.others.insert("archive_command".to_owned(), nothing);
     }
 
     /// Returns the value of a parameter.
@@ -255,6 +254,13 @@ impl Settings {
         }
         if let Wiring::Recovery(settings) = wiring {
             text.push_str("\n# Recovery\n");
+            // What the backup's own files say must go first: the server takes the first target that
+            // it reads, and no second one, not even an empty one.
+            for target in TARGETS {
+                if !settings.iter().any(|(name, _)| name == target) {
+                    setting(&mut text, target, "");
+                }
+            }
             for (name, value) in settings {
                 setting(&mut text, name, value);
             }
@@ -304,17 +310,27 @@ impl Settings {
 
     /// Takes the commands of the store of backups, if there is one.
     ///
-    /// Every member archives: what a primary that is lost has not archived a standby still has.
+    /// Where the store bears it every member archives: what a primary that is lost has not archived
+    /// a standby still has.
     fn archive(&mut self, options: &LocalOptions) {
         let Some(backups) = &options.backups else {
+            // What the files of a backup name is the archive of the cluster that it was made of.
+            if options.recovery.is_some() {
+                let archive = self.others.entry("archive_command".to_owned());
+                archive.or_default();
+            }
             return;
         };
         let archive = backups.store.archive_command();
         let archive = archive.as_deref();
         let restore = backups.store.restore_command();
         let restore = restore.as_deref();
+        let mode = match backups.store.keeps_what_is_there() {
+            true => "always",
+            false => "on",
+        };
         let ours = [
-            ("archive_mode", archive.map(|_| "always")),
+            ("archive_mode", archive.map(|_| mode)),
             ("archive_command", archive),
             ("archive_library", archive.map(|_| "")),
             ("restore_command", restore),
