@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::SystemId;
 use crate::pg::Progress;
 use crate::segment::SegmentSize;
-use crate::wal::WalPosition;
+use crate::wal::{Lsn, WalPosition};
 
 /// Where base backups and archived log are, and how they come back.
 ///
@@ -85,6 +85,23 @@ pub struct BackupInfo {
     pub segment_size: SegmentSize,
 }
 
+/// Where a recovery ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecoveryTarget {
+    /// At the end of the archived log.
+    Latest,
+    /// As soon as the backup is consistent.
+    Immediate,
+    /// At a moment, as PostgreSQL reads one.
+    Time(String),
+    /// At a point that `pg_create_restore_point` has named.
+    Name(String),
+    /// At a transaction.
+    Xid(u64),
+    /// At a position of the log.
+    Lsn(Lsn),
+}
+
 /// A request to a backup store that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{store}: cannot {action}: {problem}")]
@@ -154,6 +171,19 @@ impl BackupError {
     /// Returns what the caller may conclude.
     pub fn kind(&self) -> BackupErrorKind {
         self.kind
+    }
+}
+
+impl fmt::Display for RecoveryTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Latest => f.write_str("the end of the log"),
+            Self::Immediate => f.write_str("the end of the backup"),
+            Self::Time(time) => write!(f, "the time {time}"),
+            Self::Name(name) => write!(f, "the point {name:?}"),
+            Self::Xid(xid) => write!(f, "the transaction {xid}"),
+            Self::Lsn(lsn) => write!(f, "the position {lsn}"),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 pub use address::{Address, Listen};
-pub use backup::{Backup, BackupTool, Recovery, RecoveryTarget, ReplicaCommand, ReplicaMethod};
+pub use backup::{Backup, BackupTool, Recovery};
 pub use bootstrap::Bootstrap;
 pub use error::{ConfigError, ConfigErrorKind};
 pub use options::ToolOption;
@@ -46,6 +46,7 @@ pub use stores::{Consul, Etcd3, EtcdSrv, Service, ZooKeeper};
 
 use crate::config::boolean;
 use crate::ids::{BadName, MemberName, Scope};
+use crate::replica::ReplicaMethod;
 use error::Problems;
 use section::Section;
 

@@ -34,6 +34,34 @@ pub enum Method {
     Clone,
 }
 
+/// A way to make a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplicaMethod {
+    /// From the newest backup that fits, if the strategy says so; passed over where there is no
+    /// store of backups.
+    Backup,
+    /// As a copy of the leader, by `pg_basebackup`.
+    Basebackup,
+    /// By a command of the configuration.
+    Command(ReplicaCommand),
+}
+
+/// A command that makes a replica, as Patroni runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ReplicaCommand {
+    /// The name of the method.
+    pub name: String,
+    /// The command, for a shell. It ends with 0 once the data directory is a replica's.
+    pub command: String,
+    /// What it is given, each as `--key=value`.
+    pub arguments: Vec<(String, String)>,
+    /// Whether it is given nothing else: no scope, role, data directory and connection string.
+    pub no_params: bool,
+    /// Whether it finds the data directory as it was, and not empty.
+    pub keep_data: bool,
+}
+
 /// What was chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Choice {
@@ -170,6 +198,19 @@ impl Source<'_> {
             return Err(format!("{name} ends at {stop}, and the source is at {at}"));
         }
         Ok(())
+    }
+}
+
+impl ReplicaCommand {
+    /// Takes the name and the command, which is given the usual and finds an empty directory.
+    pub fn new(name: impl Into<String>, command: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            command: command.into(),
+            arguments: Vec::new(),
+            no_params: false,
+            keep_data: false,
+        }
     }
 }
 

@@ -21,7 +21,5 @@ pub use clock::BootClock;
 pub use guard::{GuardClient, GuardOptions, run_if_guard, tethered};
 pub use keeper::GuardKeeper;
 pub use local::LocalPostgres;
-pub use options::{
-    Backups, Credentials, LocalOptions, Recovery, RecoveryTarget, ReplicaCommand, ReplicaMethod,
-};
+pub use options::{Backups, Credentials, LocalOptions, Recovery};
 pub use server::LocalServer;

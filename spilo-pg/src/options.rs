@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Value};
-use spilo_core::backup::{BackupName, BackupStore};
+use spilo_core::backup::{BackupName, BackupStore, RecoveryTarget};
 use spilo_core::ids::{MemberName, Scope};
-use spilo_core::replica::{Strategy, Thresholds};
-use spilo_core::wal::Lsn;
+use spilo_core::replica::{ReplicaMethod, Strategy, Thresholds};
 
 /// Where the server is, as whom to talk to it, and what its configuration files get from the
 /// local configuration.
@@ -111,53 +110,6 @@ pub struct Recovery {
     pub inclusive: bool,
     /// The timeline to follow: `latest`, `current` or a number.
     pub timeline: String,
-}
-
-/// Where a recovery ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum RecoveryTarget {
-    /// At the end of the archived log.
-    Latest,
-    /// As soon as the backup is consistent.
-    Immediate,
-    /// At a moment, as PostgreSQL reads one.
-    Time(String),
-    /// At a point that `pg_create_restore_point` has named.
-    Name(String),
-    /// At a transaction.
-    Xid(u64),
-    /// At a position of the log.
-    Lsn(Lsn),
-}
-
-/// A way to make a replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ReplicaMethod {
-    /// From the newest backup that fits, if the strategy says so; passed over where there is no
-    /// store of backups.
-    Backup,
-    /// As a copy of the leader, by `pg_basebackup`.
-    Basebackup,
-    /// By a command of the configuration.
-    Command(ReplicaCommand),
-}
-
-/// A command that makes a replica, as Patroni runs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReplicaCommand {
-    /// The name of the method.
-    pub name: String,
-    /// The command, for a shell. It ends with 0 once the data directory is a replica's.
-    pub command: String,
-    /// What it is given, each as `--key=value`.
-    pub arguments: Vec<(String, String)>,
-    /// Whether it is given nothing else: no scope, role, data directory and connection string.
-    pub no_params: bool,
-    /// Whether it finds the data directory as it was, and not empty.
-    pub keep_data: bool,
 }
 
 /// A user of the server.
@@ -283,32 +235,6 @@ impl Recovery {
             target: RecoveryTarget::Latest,
             inclusive: true,
             timeline: "latest".to_owned(),
-        }
-    }
-}
-
-impl fmt::Display for RecoveryTarget {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Latest => f.write_str("the end of the log"),
-            Self::Immediate => f.write_str("the end of the backup"),
-            Self::Time(time) => write!(f, "the time {time}"),
-            Self::Name(name) => write!(f, "the point {name:?}"),
-            Self::Xid(xid) => write!(f, "the transaction {xid}"),
-            Self::Lsn(lsn) => write!(f, "the position {lsn}"),
-        }
-    }
-}
-
-impl ReplicaCommand {
-    /// Takes the name and the command, which is given the usual and finds an empty directory.
-    pub fn new(name: impl Into<String>, command: impl Into<String>) -> Self {
-        Self {
-            name: name.into(),
-            command: command.into(),
-            arguments: Vec::new(),
-            no_params: false,
-            keep_data: false,
         }
     }
 }

@@ -43,10 +43,6 @@ pub(crate) struct Arguments {
     /// the name of a key of the key management service.
     #[arg(long, global = true, value_name = "HOW")]
     pub(crate) encrypt: Option<String>,
-    /// Sets the variables in this file, of lines KEY=VALUE: PostgreSQL runs commands with next to
-    /// none.
-    #[arg(long, global = true, value_name = "FILE")]
-    pub(crate) env_file: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -190,9 +186,6 @@ stays beside the server, as the same user; where it does not run, the commands d
     spilo-backup archiver --data-dir /var/lib/postgresql/15/main --work-dir /var/lib/postgresql/wal
     archive_command = 'spilo-backup wal-push %p --resident /var/lib/postgresql/wal'
     restore_command = 'spilo-backup wal-fetch %f %p --resident /var/lib/postgresql/wal'
-
-Where PostgreSQL runs without the variables, all of them take --env-file /etc/spilo/backup.env: lines
-KEY=VALUE, of which blank ones and those that begin with # say nothing; a value may stand in quotes.
 
 A server whose timeline was left for a later one archives nothing of it past that point: wal-push
 fails and says so until the server is rewound.

@@ -3,9 +3,7 @@
 
 mod cli;
 mod screen;
-mod variables;
 
-use std::convert::Infallible;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -41,10 +39,6 @@ fn begin(arguments: &Arguments) -> Result<ExitCode> {
     // Before anything is prepared that takes longer than to ask.
     if ask_resident(&arguments.command)? == Heard::Done {
         return Ok(ExitCode::SUCCESS);
-    }
-    if let Some(file) = &arguments.env_file {
-        let never: Infallible = variables::start_again_with(file)?;
-        match never {}
     }
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)

@@ -182,6 +182,35 @@ async fn another_file_of_the_same_name_is_not_taken_for_the_one_that_was_pushed(
     assert_eq!(error.kind(), BackupErrorKind::Conflict, "{error}");
 }
 
+/// A push that is under way says nothing of the file that took the place of the one it began with.
+#[tokio::test]
+async fn a_file_that_is_replaced_while_it_is_pushed_is_pushed_again() {
+    let beside = Beside::on(Place::directory());
+    let names = beside.ready_from(3, 1);
+    let archiver = beside.archiver();
+    beside.store.let_puts(false);
+    let first = archiver.push(&names[0]);
+    let second = async {
+        until("the first", async || {
+            !beside.store.asked(Verb::Put).is_empty()
+        })
+        .await;
+        let mut other = whole(&names[0]);
+        other[9000] ^= 1;
+        fs::remove_file(beside.path(&names[0])).unwrap();
+        fs::write(beside.path(&names[0]), other).unwrap();
+        let second = archiver.push(&names[0]);
+        let let_go = async { beside.store.let_puts(true) };
+        tokio::join!(second, let_go).0
+    };
+    let (first, second) = tokio::join!(first, second);
+    // One of the two is archived, and neither is told that both are.
+    assert!(first.is_err() || second.is_err());
+    for outcome in [first, second].into_iter().filter_map(Result::err) {
+        assert_eq!(outcome.kind(), BackupErrorKind::Conflict, "{outcome}");
+    }
+}
+
 #[tokio::test]
 async fn a_name_is_no_path() {
     let beside = Beside::on(Place::directory());

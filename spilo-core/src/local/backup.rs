@@ -8,9 +8,9 @@ use super::error::{ConfigErrorKind, Problems};
 use super::options::ToolOption;
 use super::scalar::setting;
 use super::section::Section;
-use crate::backup::BackupName;
+use crate::backup::{BackupName, RecoveryTarget};
 use crate::config::boolean;
-use crate::replica::Thresholds;
+use crate::replica::{ReplicaCommand, ReplicaMethod, Thresholds};
 use crate::wal::{BadLsn, Lsn};
 
 /// The store of backups that the server archives to and replicas are made from.
@@ -54,50 +54,6 @@ pub struct Recovery {
     pub inclusive: bool,
     /// The timeline to follow: `latest`, `current` or a number.
     pub timeline: String,
-}
-
-/// Where a recovery ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RecoveryTarget {
-    /// At the end of the archived log.
-    Latest,
-    /// As soon as the backup is consistent.
-    Immediate,
-    /// At a moment, as PostgreSQL reads one.
-    Time(String),
-    /// At a point that was named.
-    Name(String),
-    /// At a transaction.
-    Xid(u64),
-    /// At a position of the log.
-    Lsn(Lsn),
-}
-
-/// A way to make a replica.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReplicaMethod {
-    /// From a backup, where that is better.
-    Backup,
-    /// As a copy of the leader.
-    Basebackup,
-    /// By a command.
-    Command(ReplicaCommand),
-}
-
-/// A command that makes a replica, as Patroni runs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ReplicaCommand {
-    /// The name of the method.
-    pub name: String,
-    /// The command, for a shell.
-    pub command: String,
-    /// What it is given, each as `--key=value`.
-    pub arguments: Vec<(String, String)>,
-    /// Whether it is given nothing of the node's.
-    pub no_params: bool,
-    /// Whether it finds the data directory as it was, and not empty.
-    pub keep_data: bool,
 }
 
 impl Backup {

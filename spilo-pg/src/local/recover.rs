@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use spilo_core::backup::{BackupInfo, BackupName};
+use spilo_core::backup::{BackupInfo, BackupName, RecoveryTarget};
 use spilo_core::pg::{PgError, Progress};
 use tokio::time::{Instant, sleep};
 
 use crate::guard::{GuardClient, Role};
-use crate::options::{Recovery, RecoveryTarget};
+use crate::options::Recovery;
 
 use super::log::Log;
 use super::observe::is_primary;

@@ -3,9 +3,9 @@
 use spilo_core::SystemId;
 use spilo_core::backup::BackupName;
 use spilo_core::pg::{PgError, PgErrorKind, Progress, Upstream};
-use spilo_core::replica::{Choice, Method, Source, choose_method};
+use spilo_core::replica::{Choice, Method, ReplicaCommand, ReplicaMethod, Source, choose_method};
 
-use crate::options::{Backups, ReplicaCommand, ReplicaMethod};
+use crate::options::Backups;
 
 use super::child::Program;
 use super::configure::replication_conninfo;

@@ -198,11 +198,14 @@ async fn real_recovery_goes_through_the_resident() {
         let fetch = place.command_line(&fetch);
         let mut server = std::thread::scope(|scope| {
             let recovering = scope.spawn(|| Server::restored(&place, &version, name, &fetch));
+            let mut beside = beside;
             if killed {
-                std::thread::sleep(Duration::from_millis(700));
+                beside.wait("it has fetched something", |beside| {
+                    let status = beside.status().unwrap();
+                    !status["fetched"].as_array().unwrap().is_empty()
+                });
                 beside.kill();
             } else {
-                let mut beside = beside;
                 beside.wait("it fetches what follows", |beside| {
                     let status = beside.status().unwrap();
                     status["fetched"].as_array().unwrap().len() > 2
@@ -255,35 +258,6 @@ fn a_resident_answers_with_the_same_statuses() {
     ];
     let (status, text) = place.fails(&push, &[]);
     assert_eq!(status, 1, "{text}");
-}
-
-#[test]
-fn variables_come_from_a_file() {
-    let place = Place::directory();
-    let file = place.home().join("variables");
-    let archive = place.home().join("archive").display().to_string();
-    fs::write(
-        &file,
-        format!("# where it is\n\nSPILO_ARCHIVE=\"{archive}\"\n"),
-    )
-    .unwrap();
-    let run = |file: &Path| {
-        let mut command = place.run(&place.home().join("spilo-backup"));
-        let command = command.env_remove("SPILO_ARCHIVE").arg("backup-list");
-        command.arg("--env-file").arg(file).output().unwrap()
-    };
-    let output = run(&file);
-    assert!(output.status.success(), "{output:?}");
-    fs::write(&file, "SPILO_ARCHIVE=relative\n").unwrap();
-    let output = run(&file);
-    assert_eq!(output.status.code(), Some(1));
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("\"relative\" is neither"), "{text}");
-    fs::write(&file, "SECRET hush\n").unwrap();
-    let output = run(&file);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(text.contains("line 1 is not KEY=VALUE"), "{text}");
-    assert!(!text.contains("hush"), "{text}");
 }
 
 /// How long a server takes to archive files one after the other, as PostgreSQL asks for them.

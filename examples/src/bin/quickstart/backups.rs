@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use spilo_core::Scope;
+use spilo_core::backup::RecoveryTarget;
 use spilo_core::pg::Progress;
-use spilo_pg::{Recovery, RecoveryTarget};
+use spilo_pg::Recovery;
 
 use crate::archive::Archive;
 use crate::node::Node;

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use spilo_backup::{CommandOptions, Separate, Tether, WalE};
 use spilo_core::BackupStore;
 use spilo_core::local::{self, Backup, BackupTool, ToolOption};
-use spilo_pg::{Backups, LocalOptions, Recovery, RecoveryTarget, ReplicaCommand, ReplicaMethod};
+use spilo_pg::{Backups, LocalOptions, Recovery};
 
 use crate::wiring::beside_this_program;
 
@@ -40,14 +40,7 @@ pub(crate) fn recovery(from: &local::Recovery, postgres: &LocalOptions) -> Resul
     };
     let mut recovery = Recovery::new(store);
     recovery.backup.clone_from(&from.name);
-    recovery.target = match &from.target {
-        local::RecoveryTarget::Latest => RecoveryTarget::Latest,
-        local::RecoveryTarget::Immediate => RecoveryTarget::Immediate,
-        local::RecoveryTarget::Time(time) => RecoveryTarget::Time(time.clone()),
-        local::RecoveryTarget::Name(name) => RecoveryTarget::Name(name.clone()),
-        local::RecoveryTarget::Xid(xid) => RecoveryTarget::Xid(*xid),
-        local::RecoveryTarget::Lsn(lsn) => RecoveryTarget::Lsn(*lsn),
-    };
+    recovery.target.clone_from(&from.target);
     recovery.inclusive = from.inclusive;
     recovery.timeline.clone_from(&from.timeline);
     Ok(recovery)
@@ -75,22 +68,6 @@ fn command(section: &Backup, postgres: &LocalOptions) -> Result<CommandOptions> 
         arguments,
     });
     Ok(options)
-}
-
-/// Returns the ways to make a replica.
-pub(crate) fn replica_methods(methods: &[local::ReplicaMethod]) -> Vec<ReplicaMethod> {
-    let method = |method: &local::ReplicaMethod| match method {
-        local::ReplicaMethod::Backup => ReplicaMethod::Backup,
-        local::ReplicaMethod::Basebackup => ReplicaMethod::Basebackup,
-        local::ReplicaMethod::Command(from) => {
-            let mut command = ReplicaCommand::new(&from.name, &from.command);
-            command.arguments.clone_from(&from.arguments);
-            command.no_params = from.no_params;
-            command.keep_data = from.keep_data;
-            ReplicaMethod::Command(command)
-        }
-    };
-    methods.iter().map(method).collect()
 }
 
 /// Returns the program of backups: the one that the configuration names, the one beside this

@@ -198,7 +198,7 @@ pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
         .clone_from(&local.bootstrap.post_bootstrap);
     options.pg_ctl_timeout = from.pg_ctl_timeout;
     options.uid_gid = server_user(&from.data_dir)?;
-    options.replica_methods = backups::replica_methods(&local.replica_methods);
+    options.replica_methods.clone_from(&local.replica_methods);
     options.backups = match &local.backup {
         Some(section) => Some(backups::backups(section, &options)?.0),
         None => None,

@@ -1,5 +1,6 @@
 use super::*;
-use crate::replica::Thresholds;
+use crate::backup::RecoveryTarget;
+use crate::replica::{ReplicaCommand, ReplicaMethod, Thresholds};
 
 #[test]
 fn the_store_of_backups_and_the_ways_to_make_a_replica_are_read() {
