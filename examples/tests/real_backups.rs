@@ -256,6 +256,50 @@ async fn real_recovery_that_does_not_reach_its_target_makes_no_cluster() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_backups_are_made_by_a_replica_at_their_times_and_the_older_ones_deleted() {
+    let archive = Archive::new();
+    let cluster = builder(&archive)
+        .nodes(2)
+        .overlay(&json!({"backup": {
+            "archive": archive.place(),
+            "schedule": "* * * * *",
+            "retain": 1,
+        }}))
+        .start()
+        .await
+        .unwrap();
+    let primary = cluster.wait_streaming(1, LIMIT).await.unwrap();
+    let replica = cluster
+        .nodes()
+        .iter()
+        .find(|node| node.name() != primary.name())
+        .unwrap();
+    // A cluster without one gets one at once, whoever makes it.
+    until(async || archive.backups() != [""; 0]).await;
+    let first = archive.backups().remove(0);
+    primary
+        .query_texts("CREATE TABLE t (n int); SELECT pg_switch_wal()")
+        .await
+        .unwrap();
+    let before = log(replica).len();
+    until(async || {
+        let there = archive.backups();
+        there.len() == 1 && there[0] > first
+    })
+    .await;
+    let said = log(replica).split_off(before);
+    assert!(said.contains("makes the base backup that is due"), "{said}");
+    assert!(said.contains(&format!("deleted {first}")), "{said}");
+    // The primary was asked to begin a new file: nobody waited for `archive_timeout`.
+    assert!(!said.contains("begins no new file"), "{said}");
+    let place = format!("--archive={}", archive.place());
+    let verified = primary.spilo_backup(&[&place, "wal-verify"], LIMIT).await;
+    verified.unwrap();
+    let passwords = ["password=", "PGPASSWORD"];
+    assert!(passwords.iter().all(|word| !log(replica).contains(word)));
+}
+
 /// An archive in a directory of the servers' user.
 struct Archive {
     dir: TempDir,
@@ -292,6 +336,18 @@ impl Archive {
         let arguments = [&*place, "backup-push", &data_dir, &conninfo];
         let pushed = node.spilo_backup(&arguments, LIMIT).await.unwrap();
         pushed.trim().to_owned()
+    }
+
+    /// Returns the names of the backups that are whole.
+    fn backups(&self) -> Vec<String> {
+        let listed = std::fs::read_dir(self.path().join("basebackups_005"));
+        let names = listed.into_iter().flatten().filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            Some(name.strip_suffix("_backup_stop_sentinel.json")?.to_owned())
+        });
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
     }
 
     /// Damages a part of a backup.
@@ -356,4 +412,4 @@ async fn until(done: impl AsyncFn() -> bool) {
 const WAITING: &str = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'";
 
 /// Far more than a healthy machine takes for anything here.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(90);

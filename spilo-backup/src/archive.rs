@@ -7,11 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore};
+use spilo_core::backup::{
+    BackupError, BackupErrorKind, BackupInfo, BackupName, BackupSource, BackupStore,
+};
 use spilo_core::pg::Progress;
 use spilo_core::wal::Lsn;
 
 use crate::codec::Codec;
+use crate::expire::Keep;
 use crate::forks::Forks;
 use crate::layout::{self, BACKUPS};
 use crate::objects::{Object, Objects};
@@ -163,6 +166,22 @@ impl BackupStore for Archive {
         progress: Progress,
     ) -> Result<(), BackupError> {
         self.fetch_backup(backup, into, progress).await
+    }
+
+    async fn push(
+        &self,
+        source: &BackupSource,
+        progress: Progress,
+    ) -> Result<BackupName, BackupError> {
+        Ok(self.push_backup(source, progress).await?.name)
+    }
+
+    async fn retain(&self, count: usize, progress: Progress) -> Result<(), BackupError> {
+        let expired = self.expire(&Keep::Newest(count.max(1)), false).await?;
+        for backup in &expired.backups {
+            progress.say(&format!("deleted {backup}"));
+        }
+        Ok(())
     }
 
     fn archive_command(&self) -> Option<String> {

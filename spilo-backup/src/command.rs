@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use spilo_core::backup::{BackupError, BackupErrorKind};
+use spilo_core::local::Secret;
 use spilo_core::pg::Progress;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -48,6 +49,8 @@ pub struct Tether {
 pub(crate) struct Program {
     pub(crate) kind: &'static str,
     pub(crate) options: CommandOptions,
+    /// What it finds in its environment; what the directory of these has is put over it.
+    pub(crate) variables: Vec<(&'static str, Secret)>,
 }
 
 impl CommandOptions {
@@ -65,6 +68,14 @@ impl CommandOptions {
 }
 
 impl Program {
+    pub(crate) fn new(kind: &'static str, options: CommandOptions) -> Self {
+        Self {
+            kind,
+            options,
+            variables: Vec::new(),
+        }
+    }
+
     /// Returns the line by which a server's shell runs it. Placeholders of the server are not
     /// quoted, and everything else is.
     pub(crate) fn line(&self, words: &[&str]) -> String {
@@ -152,6 +163,9 @@ impl Program {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        for (name, value) in &self.variables {
+            command.env(name, value.expose());
+        }
         if let Some(directory) = &options.env_dir {
             command.envs(environment(directory)?);
         }
@@ -276,10 +290,7 @@ mod tests {
     fn shell(script: &str) -> Program {
         let mut options = CommandOptions::new("/bin/sh");
         options.arguments = vec!["-c".to_owned(), script.to_owned()];
-        Program {
-            kind: "test",
-            options,
-        }
+        Program::new("test", options)
     }
 
     #[tokio::test]
@@ -302,10 +313,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let program = Program {
-            kind: "test",
-            options: CommandOptions::new("/no/such/program"),
-        };
+        let program = Program::new("test", CommandOptions::new("/no/such/program"));
         let error = program.run("try", &[], &Progress::default()).await;
         let error = error.unwrap_err();
         assert_eq!(error.kind(), BackupErrorKind::Refused);
@@ -350,10 +358,7 @@ mod tests {
         assert_eq!(read, ["  no newline", "a 'b' $c"]);
         let mut options = CommandOptions::new("/usr/bin/printenv");
         options.env_dir = Some(directory);
-        let program = Program {
-            kind: "test",
-            options,
-        };
+        let program = Program::new("test", options);
         let line = program.line(&["SECRET", "BARE"]);
         let mut bare = std::process::Command::new("/bin/sh");
         let output = bare.args(["-c", &line]).env_clear().output().unwrap();
@@ -362,10 +367,7 @@ mod tests {
 
         let mut options = CommandOptions::new("/opt/my tools/wal");
         options.arguments = vec!["--what=100%".to_owned()];
-        let program = Program {
-            kind: "test",
-            options,
-        };
+        let program = Program::new("test", options);
         assert_eq!(
             program.line(&["wal-push", "%p"]),
             "exec '/opt/my tools/wal' '--what=100%%' wal-push \"%p\""

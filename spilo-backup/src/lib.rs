@@ -8,6 +8,8 @@
 //! With the feature `commands`, [`Separate`] is such an archive through the command `spilo-backup`,
 //! in processes of their own, and [`WalE`] the one of a stock WAL-E.
 //!
+//! With the feature `schedule`, a [`Scheduler`] makes the base backups of a cluster at their times.
+//!
 //! What it gives back are the bytes that were put there, or an error: every codec but `none` has a
 //! checksum, a file of the log is compared with its name, and the parts of a base backup with what
 //! its sentinel says of them. It never replaces an object: a file of the log that is there with
@@ -45,6 +47,10 @@ mod request;
 mod resident;
 #[cfg(feature = "s3")]
 mod s3;
+#[cfg(feature = "schedule")]
+mod schedule;
+#[cfg(feature = "schedule")]
+mod scheduler;
 mod sentinel;
 #[cfg(feature = "commands")]
 mod separate;
@@ -66,10 +72,13 @@ pub use command::{CommandOptions, Tether};
 pub use directory::Directory;
 pub use expire::{Expired, Keep};
 pub use objects::{Object, Objects};
-pub use push::PushOptions;
 pub use resident::{Heard, Resident};
 #[cfg(feature = "s3")]
 pub use s3::{Encryption, S3, S3Options};
+#[cfg(feature = "schedule")]
+pub use schedule::{BadSchedule, Schedule};
+#[cfg(feature = "schedule")]
+pub use scheduler::{Scheduler, Turn};
 #[cfg(feature = "commands")]
 pub use separate::Separate;
 pub use verify::{Branch, Hole, Report};

@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName};
+use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupSource};
 use spilo_core::ids::SystemId;
+use spilo_core::local::Secret;
 use spilo_core::pg::Progress;
 use spilo_core::segment::{ArchiveFile, SegmentName, SegmentSize};
 use spilo_core::wal::{Lsn, Timeline, WalPosition};
@@ -27,32 +28,12 @@ use crate::part::add_entry;
 use crate::sentinel::{Part, Sentinel};
 use crate::session::{Facts, Session};
 
-/// What is backed up.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct PushOptions {
-    /// The data directory, which has to be readable here.
-    pub data_dir: PathBuf,
-    /// How the server on it is reached: a URL or `key=value` pairs, as libpq has them. A primary
-    /// or a standby; the user may run `pg_backup_start`.
-    pub conninfo: String,
-}
-
-impl PushOptions {
-    /// Takes what has no default.
-    pub fn new(data_dir: impl Into<PathBuf>, conninfo: impl Into<String>) -> Self {
-        Self {
-            data_dir: data_dir.into(),
-            conninfo: conninfo.into(),
-        }
-    }
-}
-
 impl Archive {
     /// Makes a base backup of a running server.
     ///
     /// Returns once the backup and all log that it needs are in the archive; the log is archived by
-    /// the server, which is waited for.
+    /// the server, which is waited for. A standby's primary is asked to begin a new file of the log,
+    /// if it is known.
     ///
     /// # Errors
     /// Nothing of it counts as a backup then, and what was stored of it is deleted, if the store
@@ -63,26 +44,32 @@ impl Archive {
     /// [`expire`](Self::expire) deletes them.
     pub async fn push_backup(
         &self,
-        options: &PushOptions,
+        source: &BackupSource,
         progress: Progress,
     ) -> Result<BackupInfo, BackupError> {
         let started = seconds_since_1970();
-        let (session, ended) = Session::connect(self.objects.kind(), &options.conninfo).await?;
+        let (session, ended) =
+            Session::connect(self.objects.kind(), source.conninfo.expose()).await?;
         let facts = session.facts().await?;
-        self.same_directory(&options.data_dir, &facts.data_directory)?;
+        self.same_directory(&source.data_dir, &facts.data_directory)?;
         progress.say("waiting for a checkpoint");
-        let start = session.start("spilo", facts.version).await?;
-        self.control(&options.data_dir, &facts, start).await?;
-        let size = facts.segment_size;
-        let segment = size.segment_at(start.timeline, start.lsn);
-        let begin = segment.begin(size).unwrap_or_default();
-        let name = layout::backup_name(segment, start.lsn.bytes_past(begin));
-        let listed = self.objects.list(BACKUPS).await?;
+        let mut start = session.start("spilo", facts.version).await?;
+        let mut listed = self.objects.list(BACKUPS).await?;
+        if let Some(primary) = &source.primary
+            && owned(&listed, &name_of(start, facts.segment_size)).is_some()
+            && session.replayed().await?.is_some()
+        {
+            session.stop(facts.version).await?;
+            self.next_checkpoint(primary, &session, &progress).await;
+            start = session.start("spilo", facts.version).await?;
+            listed = self.objects.list(BACKUPS).await?;
+        }
+        self.control(&source.data_dir, &facts, start).await?;
+        let name = name_of(start, facts.segment_size);
         for other in self.sentinels(&listed).await? {
             self.same_system(other.info.system, facts.system, &other.info.name.0)?;
         }
-        let own = |object: &&Object| layout::owner(&object.key).is_some_and(|of| of == name);
-        if let Some(first) = listed.iter().find(own) {
+        if let Some(first) = owned(&listed, &name) {
             let place = self.objects.place(&first.key);
             let problem = format!(
                 "{place} is there: a backup that began at the same checkpoint was made, or not \
@@ -103,7 +90,7 @@ impl Archive {
         };
         // A backup ends with its session, however long the copy would go on.
         let copied = tokio::select! {
-            copied = run.copy(&options.data_dir, &progress) => copied,
+            copied = run.copy(source, &progress) => copied,
             problem = ended => Err(self.error(
                 BackupErrorKind::Unavailable,
                 "make a base backup",
@@ -118,6 +105,30 @@ impl Archive {
                 Err(error)
             }
         }
+    }
+
+    /// Asks a standby's primary for a checkpoint that another backup of the standby can begin at, and
+    /// waits until it has come.
+    async fn next_checkpoint(&self, primary: &Secret, standby: &Session, progress: &Progress) {
+        progress.say("there is a backup from this checkpoint; asking the primary for another one");
+        let asked = async {
+            let (session, _ended) = Session::connect(self.objects.kind(), primary.expose()).await?;
+            let there = session.checkpoint().await?;
+            while standby
+                .replayed()
+                .await?
+                .is_some_and(|replayed| replayed < there)
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok::<_, BackupError>(())
+        };
+        let problem = match tokio::time::timeout(CHECKPOINT, asked).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it has not come within {CHECKPOINT:?}"),
+        };
+        progress.say(&format!("there is no other checkpoint: {problem}"));
     }
 
     fn same_directory(&self, given: &Path, served: &Path) -> Result<(), BackupError> {
@@ -214,6 +225,22 @@ impl Archive {
     }
 }
 
+/// Returns the name of a backup that begins there.
+fn name_of(start: WalPosition, size: SegmentSize) -> BackupName {
+    let segment = size.segment_at(start.timeline, start.lsn);
+    let begin = segment.begin(size).unwrap_or_default();
+    layout::backup_name(segment, start.lsn.bytes_past(begin))
+}
+
+/// Returns an object that belongs to a backup.
+fn owned<'a>(listed: &'a [Object], name: &BackupName) -> Option<&'a Object> {
+    let mut listed = listed.iter();
+    listed.find(|object| layout::owner(&object.key).is_some_and(|of| of == *name))
+}
+
+/// How long a primary may take for a checkpoint and a standby to come there.
+const CHECKPOINT: Duration = Duration::from_secs(600);
+
 /// A backup that has begun.
 struct Run<'a> {
     archive: &'a Archive,
@@ -226,8 +253,12 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Stores everything but the sentinel, which it returns.
-    async fn copy(&self, data_dir: &Path, progress: &Progress) -> Result<Sentinel, BackupError> {
-        let archive = self.archive;
+    async fn copy(
+        &self,
+        source: &BackupSource,
+        progress: &Progress,
+    ) -> Result<Sentinel, BackupError> {
+        let (archive, data_dir) = (self.archive, source.data_dir.as_path());
         let root = data_dir.to_owned();
         let plan = blocking(move || Plan::of(&root)).await.map_err(|error| {
             let action = format!("read {}", data_dir.display());
@@ -243,6 +274,7 @@ impl Run<'_> {
         // Before the backup ends, so that a standby's says how far replay has to come.
         let control = archive.control(data_dir, &self.facts, self.start).await?;
         let stopped = self.session.stop(self.facts.version).await?;
+        let of_standby = stopped.is_of_standby();
         let began = format!("START TIMELINE: {}\n", self.start.timeline);
         if !stopped.label.contains(&began) {
             let problem = "the server began a timeline while the backup began; try again";
@@ -257,16 +289,41 @@ impl Run<'_> {
         let number = parts.len();
         parts.push(archive.push_last(&self.name, number, last).await?);
 
+        if let Some(primary) = &source.primary
+            && of_standby
+        {
+            self.end_file(primary, progress).await;
+        }
         self.await_log(stopped.at, progress).await?;
         self.all_there(&parts).await?;
         let mut info = BackupInfo::new(self.name.clone(), self.start, stopped.at);
         info.system = Some(self.facts.system);
         info.size = Some(bytes);
+        info.made = Some(self.started);
         info.segment_size = self.facts.segment_size;
         let times = (self.started, seconds_since_1970());
         let source = data_dir.display().to_string();
         let sentinel = Sentinel::new(info, source, tablespaces);
         Ok(sentinel.with(self.facts.version, times, parts))
+    }
+
+    /// Asks a standby's primary to begin a new file of the log: only whole ones are archived. Where it
+    /// does not, the file ends by itself, if later.
+    async fn end_file(&self, primary: &Secret, progress: &Progress) {
+        let asked = async {
+            let store = self.archive.objects.kind();
+            let (session, _ended) = Session::connect(store, primary.expose()).await?;
+            session.switch_wal().await
+        };
+        let limit = Duration::from_secs(10);
+        let problem = match tokio::time::timeout(limit, asked).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the primary does not answer within {limit:?}"),
+        };
+        progress.say(&format!(
+            "the primary begins no new file of the log: {problem}"
+        ));
     }
 
     /// Makes sure that nobody took what was stored for something unfinished that is not needed.

@@ -141,6 +141,7 @@ impl Sentinel {
         };
         let mut info = BackupInfo::new(name.clone(), place(own.start), place(own.stop));
         info.system = Some(SystemId(own.system)).filter(|system| system.0 != 0);
+        info.made = Some(own.started);
         info.segment_size = own.segment_size;
         let mut sentinel = Self::new(info, String::new(), Vec::new());
         sentinel.own = Some(own);
@@ -222,6 +223,7 @@ mod tests {
         );
         info.system = Some(SystemId(7_710_822_623_212_245_678));
         info.size = Some(23_456_789);
+        info.made = Some(1);
         let part = Part {
             name: "part_00000000.tar.zst".to_owned(),
             bytes: 10_240,

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore};
+use spilo_core::backup::{
+    BackupError, BackupErrorKind, BackupInfo, BackupName, BackupSource, BackupStore,
+};
+use spilo_core::local::Secret;
 use spilo_core::pg::Progress;
 
 use crate::command::{CommandOptions, Program};
@@ -24,10 +27,7 @@ impl Separate {
     /// the working directory of the resident archiver that the server's commands ask, if there is
     /// one.
     pub fn new(options: CommandOptions, resident: Option<PathBuf>) -> Self {
-        let program = Program {
-            kind: "spilo-backup",
-            options,
-        };
+        let program = Program::new("spilo-backup", options);
         Self { program, resident }
     }
 
@@ -58,35 +58,6 @@ impl Separate {
                 Err(error) => tracing::warn!(%error, "the archiver is started again"),
             }
             tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    /// Makes a base backup of a running server, primary or standby, reached as `conninfo` says, and
-    /// returns its name.
-    ///
-    /// # Errors
-    /// As [`Archive::push_backup`](crate::Archive::push_backup), with what the command said last.
-    ///
-    /// # Cancellation
-    /// Dropping the future kills the command; the server notices, and what is in the store is no
-    /// backup.
-    pub async fn push_backup(
-        &self,
-        data_dir: &Path,
-        conninfo: &str,
-        progress: Progress,
-    ) -> Result<BackupName, BackupError> {
-        let action = format!("back up {}", data_dir.display());
-        let data_dir = data_dir.to_string_lossy();
-        let conninfo = format!("--conninfo={conninfo}");
-        let arguments = ["backup-push", &*data_dir, &conninfo];
-        let printed = self.program.run(&action, &arguments, &progress).await?;
-        match printed.lines().last().map(str::trim) {
-            Some(name) if !name.is_empty() => Ok(BackupName(name.to_owned())),
-            _ => {
-                let kind = BackupErrorKind::Damaged;
-                Err(self.program.error(kind, &action, "it printed no name"))
-            }
         }
     }
 
@@ -128,6 +99,42 @@ impl BackupStore for Separate {
         let arguments = ["backup-fetch", &backup.0, &into];
         let ran = self.program.run(&action, &arguments, &progress).await;
         ran.map(drop)
+    }
+
+    async fn push(
+        &self,
+        source: &BackupSource,
+        progress: Progress,
+    ) -> Result<BackupName, BackupError> {
+        let action = format!("back up {}", source.data_dir.display());
+        let data_dir = source.data_dir.to_string_lossy();
+        // Everybody may read what a command is given; its environment only the same user.
+        let mut program = self.program.clone();
+        let mut say = |name, conninfo: &Secret| program.variables.push((name, conninfo.clone()));
+        say("SPILO_CONNINFO", &source.conninfo);
+        if let Some(primary) = &source.primary {
+            say("SPILO_PRIMARY_CONNINFO", primary);
+        }
+        let arguments = ["backup-push", &*data_dir];
+        let printed = program.run(&action, &arguments, &progress).await?;
+        match printed.lines().last().map(str::trim) {
+            Some(name) if !name.is_empty() => Ok(BackupName(name.to_owned())),
+            _ => {
+                let kind = BackupErrorKind::Damaged;
+                Err(program.error(kind, &action, "it printed no name"))
+            }
+        }
+    }
+
+    async fn retain(&self, count: usize, progress: Progress) -> Result<(), BackupError> {
+        let count = count.max(1).to_string();
+        let action = format!("keep {count} backups");
+        let arguments = ["delete", "--retain", &count];
+        let printed = self.program.run(&action, &arguments, &progress).await?;
+        for line in printed.lines() {
+            progress.say(line);
+        }
+        Ok(())
     }
 
     fn archive_command(&self) -> Option<String> {

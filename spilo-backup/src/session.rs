@@ -41,6 +41,13 @@ pub(crate) struct Stopped {
     pub(crate) map: String,
 }
 
+impl Stopped {
+    /// Returns whether the backup was made of a standby.
+    pub(crate) fn is_of_standby(&self) -> bool {
+        self.label.contains("BACKUP FROM: standby\n")
+    }
+}
+
 impl Session {
     /// Connects, and returns with it what is done once the connection has ended, and why it has.
     pub(crate) async fn connect(
@@ -157,6 +164,30 @@ impl Session {
             label,
             map,
         })
+    }
+
+    /// Makes a checkpoint on a primary, and returns where its log then ends.
+    pub(crate) async fn checkpoint(&self) -> Result<Lsn, BackupError> {
+        let action = "make a checkpoint";
+        let made = self.client.simple_query("CHECKPOINT").await;
+        made.map_err(|error| self.error(action, &told(&error)))?;
+        let row = self
+            .row(action, "SELECT pg_current_wal_insert_lsn()")
+            .await?;
+        self.lsn(action, row.first())
+    }
+
+    /// Returns how far a standby has replayed; nothing of a primary.
+    pub(crate) async fn replayed(&self) -> Result<Option<Lsn>, BackupError> {
+        let query = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() END";
+        let row = self.row("ask how far it has replayed", query).await?;
+        Ok(row.first().and_then(|text| text.parse().ok()))
+    }
+
+    /// Ends the file of the log that a primary writes, if there is anything in it.
+    pub(crate) async fn switch_wal(&self) -> Result<(), BackupError> {
+        let action = "begin a new file of the log";
+        self.row(action, "SELECT pg_switch_wal()").await.map(drop)
     }
 
     fn lsn(&self, action: &str, text: Option<&String>) -> Result<Lsn, BackupError> {

@@ -5,17 +5,23 @@ use std::io;
 use std::path::Path;
 
 use async_trait::async_trait;
-use spilo_core::backup::{BackupError, BackupErrorKind, BackupInfo, BackupName, BackupStore};
+use spilo_core::backup::{
+    BackupError, BackupErrorKind, BackupInfo, BackupName, BackupSource, BackupStore,
+};
+use spilo_core::local::Secret;
 use spilo_core::pg::Progress;
 use spilo_core::segment::{SegmentName, SegmentSize};
 use spilo_core::wal::{Lsn, WalPosition};
+use tokio_postgres::Config;
+use tokio_postgres::config::Host;
 
 use crate::blocking;
 use crate::command::{CommandOptions, Program};
 
 /// The archive of a stock WAL-E 1.1, for people who already run it.
 ///
-/// It does what `wal-e` does: `backup-list --detail`, `backup-fetch`, `wal-push` and `wal-fetch`.
+/// It does what `wal-e` does: `backup-list --detail`, `backup-push`, `backup-fetch`, `delete`,
+/// `wal-push` and `wal-fetch`.
 /// Files of the log are of 16 MiB, the only size that it knows, and it says of no backup which
 /// cluster it is of.
 #[derive(Clone, Debug)]
@@ -26,43 +32,9 @@ pub struct WalE {
 impl WalE {
     /// Takes how `wal-e` is run; its environment says where the archive is.
     pub fn new(options: CommandOptions) -> Self {
-        let program = Program {
-            kind: "wal-e",
-            options,
-        };
-        Self { program }
-    }
-
-    /// Makes a base backup of the server that `PGHOST` and its like in the environment name.
-    ///
-    /// # Errors
-    /// `Refused` for PostgreSQL 15 and later, given its `server_version_num`: WAL-E calls functions
-    /// that these no longer have.
-    ///
-    /// # Cancellation
-    /// Dropping the future kills `wal-e`; the server notices, and what is in the store is no backup.
-    pub async fn push_backup(
-        &self,
-        data_dir: &Path,
-        version: u32,
-        progress: Progress,
-    ) -> Result<(), BackupError> {
-        let action = format!("back up {}", data_dir.display());
-        if version >= 150_000 {
-            let problem = format!(
-                "WAL-E 1.1 calls pg_start_backup and pg_stop_backup, which PostgreSQL {} does not \
-                 have: let `spilo-backup backup-push` make the backup, with `--codec lzo` if WAL-E \
-                 is to restore it",
-                version / 10_000
-            );
-            return Err(self
-                .program
-                .error(BackupErrorKind::Refused, &action, problem));
+        Self {
+            program: Program::new("wal-e", options),
         }
-        let data_dir = data_dir.to_string_lossy();
-        let arguments = ["backup-push", &*data_dir];
-        let ran = self.program.run(&action, &arguments, &progress).await;
-        ran.map(drop)
     }
 }
 
@@ -107,6 +79,52 @@ impl BackupStore for WalE {
         })
     }
 
+    /// Makes a base backup as WAL-E does, which neither waits for the log nor says the backup's name:
+    /// it is found in the list.
+    ///
+    /// `Refused` for PostgreSQL 15 and later: WAL-E calls functions that these no longer have.
+    async fn push(
+        &self,
+        source: &BackupSource,
+        progress: Progress,
+    ) -> Result<BackupName, BackupError> {
+        let action = format!("back up {}", source.data_dir.display());
+        let refuse = |problem: String| {
+            let kind = BackupErrorKind::Refused;
+            self.program.error(kind, &action, problem)
+        };
+        if let Some(version) = source.version.filter(|version| *version >= 150_000) {
+            let problem = format!(
+                "WAL-E 1.1 calls pg_start_backup and pg_stop_backup, which PostgreSQL {} does not \
+                 have: let `spilo-backup backup-push` make the backup, with `--codec lzo` if WAL-E \
+                 is to restore it",
+                version / 10_000
+            );
+            return Err(refuse(problem));
+        }
+        let mut program = self.program.clone();
+        program.variables = libpq(source.conninfo.expose()).map_err(refuse)?;
+        let before = self.backups().await?;
+        let data_dir = source.data_dir.to_string_lossy();
+        let arguments = ["backup-push", &*data_dir];
+        program.run(&action, &arguments, &progress).await?;
+        let made = self.backups().await?.into_iter();
+        let mut made = made.filter(|backup| before.iter().all(|old| old.name != backup.name));
+        made.next().map(|backup| backup.name).ok_or_else(|| {
+            let problem = "it lists no backup that it did not list before";
+            self.program
+                .error(BackupErrorKind::Damaged, &action, problem)
+        })
+    }
+
+    async fn retain(&self, count: usize, progress: Progress) -> Result<(), BackupError> {
+        let count = count.max(1).to_string();
+        let action = format!("keep {count} backups");
+        let arguments = ["delete", "--confirm", "retain", &count];
+        let ran = self.program.run(&action, &arguments, &progress).await;
+        ran.map(drop)
+    }
+
     fn archive_command(&self) -> Option<String> {
         Some(self.program.line(&["wal-push", "%p"]))
     }
@@ -114,6 +132,30 @@ impl BackupStore for WalE {
     fn restore_command(&self) -> Option<String> {
         Some(self.program.line(&["wal-fetch", "%f", "%p"]))
     }
+}
+
+/// Returns the environment by which psql reaches a server.
+fn libpq(conninfo: &str) -> Result<Vec<(&'static str, Secret)>, String> {
+    let config: Config = conninfo.parse().map_err(|error| format!("{error}"))?;
+    let host = config.get_hosts().first().map(|host| match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(directory) => directory.to_string_lossy().into_owned(),
+    });
+    let password = config.get_password();
+    let said = [
+        ("PGHOST", host),
+        ("PGPORT", config.get_ports().first().map(u16::to_string)),
+        ("PGUSER", config.get_user().map(str::to_owned)),
+        ("PGDATABASE", config.get_dbname().map(str::to_owned)),
+        (
+            "PGPASSWORD",
+            password.map(|bytes| String::from_utf8_lossy(bytes).into_owned()),
+        ),
+    ];
+    let known = said.into_iter();
+    Ok(known
+        .filter_map(|(name, value)| Some((name, Secret::new(value?))))
+        .collect())
 }
 
 /// Makes the directory of the log where the backup has a link to one of another machine.
@@ -140,6 +182,7 @@ fn read_list(printed: &str) -> Result<Vec<BackupInfo>, String> {
     };
     let columns = Columns {
         name: column("name")?,
+        made: column("last_modified")?,
         size: column("expanded_size_bytes")?,
         start: column("wal_segment_backup_start")?,
         start_offset: column("wal_segment_offset_backup_start")?,
@@ -160,6 +203,7 @@ fn read_list(printed: &str) -> Result<Vec<BackupInfo>, String> {
 /// Where in a line a thing is said.
 struct Columns {
     name: usize,
+    made: usize,
     size: usize,
     start: usize,
     start_offset: usize,
@@ -183,6 +227,8 @@ impl Columns {
         let start = position(self.start, self.start_offset)?;
         let stop = position(self.stop, self.stop_offset)?;
         let mut backup = BackupInfo::new(BackupName((*name).to_owned()), start, stop);
+        let made = chrono::DateTime::parse_from_rfc3339(fields.get(self.made)?).ok();
+        backup.made = made.and_then(|made| u64::try_from(made.timestamp()).ok());
         backup.size = fields.get(self.size)?.parse().ok();
         Some(backup)
     }
@@ -211,6 +257,7 @@ mod tests {
         let name = BackupName("base_000000020000000100000003_00000040".to_owned());
         let mut wanted = BackupInfo::new(name, at(0x1_0300_0028), at(0x1_0400_0100));
         wanted.size = Some(36_012_345);
+        wanted.made = Some(1_796_000_523);
         assert_eq!(backups, [wanted]);
         assert_eq!(read_list("").unwrap(), []);
         assert_eq!(read_list(HEADER).unwrap(), []);
@@ -228,11 +275,14 @@ mod tests {
     #[tokio::test]
     async fn a_base_backup_of_a_later_server_is_refused_with_the_reason() {
         let store = WalE::new(CommandOptions::new("/no/such/wal-e"));
-        let push = store.push_backup(Path::new("/srv/pg"), 150_006, Progress::default());
-        let error = push.await.unwrap_err();
+        let mut source = BackupSource::new("/srv/pg", "host=/run user=postgres");
+        source.version = Some(150_006);
+        let error = store.push(&source, Progress::default()).await;
+        let error = error.unwrap_err();
         assert_eq!(error.kind(), BackupErrorKind::Refused);
         assert!(error.to_string().contains("pg_start_backup"), "{error}");
-        let push = store.push_backup(Path::new("/srv/pg"), 130_020, Progress::default());
+        source.version = Some(130_020);
+        let push = store.push(&source, Progress::default());
         let error = push.await.unwrap_err().to_string();
         assert!(error.contains("cannot start /no/such/wal-e"), "{error}");
     }

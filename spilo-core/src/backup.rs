@@ -1,15 +1,20 @@
 //! Base backups, and the store that has them.
 
+mod turn;
+
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::SystemId;
+use crate::local::Secret;
 use crate::pg::Progress;
 use crate::segment::SegmentSize;
 use crate::wal::{Lsn, WalPosition};
+
+pub use turn::{MadeFrom, NO_BACKUP, turn};
 
 /// Where base backups and archived log are, and how they come back.
 ///
@@ -45,6 +50,49 @@ pub trait BackupStore: Send + Sync + fmt::Debug {
         progress: Progress,
     ) -> Result<(), BackupError>;
 
+    /// Makes a base backup of a running server, and returns its name once it is whole and all log
+    /// that it needs is in the store. The server archives that log itself, and is waited for.
+    ///
+    /// # Errors
+    /// Nothing of it counts as a backup then. `Refused` by a store that makes none.
+    ///
+    /// # Cancellation
+    /// Dropping the future ends it, and the server's backup mode with it.
+    async fn push(
+        &self,
+        source: &BackupSource,
+        progress: Progress,
+    ) -> Result<BackupName, BackupError> {
+        let (action, _) = (format!("back up {}", source.data_dir.display()), progress);
+        let problem = "it makes no base backups";
+        Err(BackupError::new(
+            "store of backups",
+            BackupErrorKind::Refused,
+            action,
+            problem,
+        ))
+    }
+
+    /// Deletes all base backups but the newest, of which it keeps `count` and at least one, and the
+    /// log that none of these needs.
+    ///
+    /// # Errors
+    /// What is kept is whole, with all its log, and it can be repeated. `Refused` by a store that
+    /// deletes nothing.
+    ///
+    /// # Cancellation
+    /// As after an error.
+    async fn retain(&self, count: usize, progress: Progress) -> Result<(), BackupError> {
+        let (action, _) = (format!("keep {count} backups"), progress);
+        let problem = "it deletes nothing";
+        Err(BackupError::new(
+            "store of backups",
+            BackupErrorKind::Refused,
+            action,
+            problem,
+        ))
+    }
+
     /// Returns the `archive_command` with which a server archives its log, if the store takes any.
     fn archive_command(&self) -> Option<String> {
         None
@@ -58,6 +106,23 @@ pub trait BackupStore: Send + Sync + fmt::Debug {
 
     /// Returns the `restore_command` with which a server fetches archived log, if the store has any.
     fn restore_command(&self) -> Option<String>;
+}
+
+/// The running server that a base backup is made of.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct BackupSource {
+    /// Its data directory, which has to be readable here.
+    pub data_dir: PathBuf,
+    /// How it is reached: a URL or `key=value` pairs, as libpq has them. A primary or a standby; the
+    /// user may run `pg_backup_start`.
+    pub conninfo: Secret,
+    /// How its primary is reached if it is a standby, as somebody who may run `pg_switch_wal`.
+    /// Without it, the end of a standby's backup waits until the primary has filled a file of the log, or
+    /// for `archive_timeout`.
+    pub primary: Option<Secret>,
+    /// Its `server_version_num`, where it is known.
+    pub version: Option<u32>,
 }
 
 /// The name of a backup in its store.
@@ -81,6 +146,11 @@ pub struct BackupInfo {
     pub stop: WalPosition,
     /// What it takes unpacked, in bytes, where the store says so.
     pub size: Option<u64>,
+    /// When it was made, in seconds since 1970, where the store says so: when its making began by the
+    /// clock of the machine that made it, or of WAL-E's when the store had it. No order of backups
+    /// rests on it.
+    #[serde(default)]
+    pub made: Option<u64>,
     /// How large the files of the cluster's log are.
     pub segment_size: SegmentSize,
 }
@@ -139,7 +209,20 @@ impl BackupInfo {
             start,
             stop,
             size: None,
+            made: None,
             segment_size: SegmentSize::DEFAULT,
+        }
+    }
+}
+
+impl BackupSource {
+    /// Takes what has no default.
+    pub fn new(data_dir: impl Into<PathBuf>, conninfo: impl Into<String>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            conninfo: Secret::new(conninfo),
+            primary: None,
+            version: None,
         }
     }
 }

@@ -5,7 +5,7 @@ mod bootstrap;
 mod child;
 mod clone;
 mod configure;
-mod conninfo;
+pub(crate) mod conninfo;
 mod controldata;
 mod disk;
 mod files;

@@ -8,7 +8,10 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use spilo_core::backup::{BackupName, BackupStore, RecoveryTarget};
 use spilo_core::ids::{MemberName, Scope};
+use spilo_core::local::Secret;
 use spilo_core::replica::{ReplicaMethod, Strategy, Thresholds};
+
+use crate::local::conninfo::{self, Endpoint};
 
 /// Where the server is, as whom to talk to it, and what its configuration files get from the
 /// local configuration.
@@ -194,6 +197,34 @@ impl LocalOptions {
     /// Returns the user that pg_rewind connects as.
     pub(crate) fn rewinder(&self) -> &Credentials {
         self.rewind.as_ref().unwrap_or(&self.superuser)
+    }
+
+    /// Returns how the superuser reaches this server, the password included.
+    pub fn conninfo(&self) -> Secret {
+        self.superuser_at(&self.own_host(), self.port)
+    }
+
+    /// Returns how the superuser reaches the server of another member, the password included.
+    ///
+    /// # Errors
+    /// What is wrong with its `conn_url`.
+    pub fn conninfo_of(&self, conn_url: &str) -> Result<Secret, String> {
+        let endpoint = Endpoint::parse(conn_url)?;
+        Ok(self.superuser_at(&endpoint.host, endpoint.port))
+    }
+
+    fn superuser_at(&self, host: &str, port: u16) -> Secret {
+        let port = port.to_string();
+        let mut keywords = vec![
+            ("host", host),
+            ("port", &*port),
+            ("user", &self.superuser.username),
+            ("dbname", &self.database),
+        ];
+        if let Some(password) = &self.superuser.password {
+            keywords.push(("password", password));
+        }
+        Secret::new(conninfo::write(&keywords))
     }
 
     /// Returns the host that the agent reaches the server on, as libpq writes it.

@@ -89,12 +89,26 @@ impl<'a> Trial<'a> {
             };
             site.server.archive_with(&plain.archive_script())?;
             let cost = self.cost(row, &plain, &job);
+            // A command that still works would hold up the archiver in the next trial.
+            self.level()?;
             site.server.archive_with("exit 0")?;
             return cost;
         }
         let cost = self.cost(row, &calls, &job)?;
         self.check(row)?;
         Ok(cost)
+    }
+
+    /// Waits until the server has archived all of its log.
+    fn level(&self) -> Result<()> {
+        let begun = Instant::now();
+        while self.site.server.waiting() > 0 {
+            if begun.elapsed() > LEVEL {
+                bail!("the server has not archived its log within {LEVEL:?} of a backup's end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
     }
 
     fn job(&self, row: Row, calls: &Calls) -> Job {
@@ -256,3 +270,6 @@ impl Drop for Companion {
 /// What a tool still does after its last command, such as fetching ahead what is not there, counts
 /// as its processor time; it may take some tries.
 const SETTLING: Duration = Duration::from_secs(20);
+
+/// Longer than pgBackRest waits for its own process in the background.
+const LEVEL: Duration = Duration::from_secs(120);

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use spilo_backup::Codec;
+use spilo_core::backup::BackupSource;
+use spilo_core::local::Secret;
 
 /// Archives the log of a PostgreSQL server and makes base backups of it, in S3 or in a directory,
 /// and brings them back.
@@ -73,16 +75,7 @@ pub(crate) enum Command {
     /// at once, and fetches before the server asks. Ends with SIGTERM.
     Archiver(Resident),
     /// Makes a base backup of a running server, primary or standby.
-    BackupPush {
-        /// The data directory of the server.
-        data_dir: PathBuf,
-        /// How the server is reached, as for psql.
-        #[arg(
-            long,
-            default_value = "host=/var/run/postgresql user=postgres dbname=postgres"
-        )]
-        conninfo: String,
-    },
+    BackupPush(Push),
     /// Unpacks a base backup into an empty directory.
     BackupFetch {
         /// The name of the backup, or `LATEST`.
@@ -97,6 +90,20 @@ pub(crate) enum Command {
     WalVerify,
     /// Deletes base backups that are not to be kept, and the log that only they needed.
     Delete(Delete),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Push {
+    /// The data directory of the server.
+    data_dir: PathBuf,
+    /// How the server is reached, as for psql; SPILO_CONNINFO if not given, and without that by
+    /// its socket in /var/run/postgresql, as postgres.
+    #[arg(long)]
+    conninfo: Option<String>,
+    /// How its primary is reached, if it is a standby: it is asked to begin a new file of the log,
+    /// which the backup otherwise waits for. SPILO_PRIMARY_CONNINFO if not given.
+    #[arg(long, value_name = "CONNINFO")]
+    primary: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -137,6 +144,21 @@ pub(crate) enum Place {
     S3 { bucket: String, prefix: String },
 }
 
+impl Push {
+    /// Returns the server.
+    pub(crate) fn source(&self) -> BackupSource {
+        let or_variable = |given: &Option<String>, name| {
+            let given = given.clone();
+            given.or_else(|| std::env::var(name).ok())
+        };
+        let conninfo = or_variable(&self.conninfo, "SPILO_CONNINFO");
+        let conninfo = conninfo.unwrap_or_else(|| USUAL.to_owned());
+        let mut source = BackupSource::new(&self.data_dir, conninfo);
+        source.primary = or_variable(&self.primary, "SPILO_PRIMARY_CONNINFO").map(Secret::new);
+        source
+    }
+}
+
 impl Arguments {
     /// Returns where the archive is.
     pub(crate) fn place(&self) -> Result<Place> {
@@ -162,6 +184,8 @@ impl Arguments {
         Ok(Place::Directory(PathBuf::from(path)))
     }
 }
+
+const USUAL: &str = "host=/var/run/postgresql user=postgres dbname=postgres";
 
 const MANUAL: &str = "\
 Credentials for S3 come from where the AWS programs take them (AWS_ACCESS_KEY_ID and

@@ -131,9 +131,10 @@ async fn work(arguments: &Arguments, archive: &Archive) -> Result<ExitCode> {
         }
         Command::WalFetch { name, path, .. } => archive.fetch_wal(name, path).await?,
         Command::Archiver(resident) => stay(archive.clone(), resident).await?,
-        Command::BackupPush { data_dir, conninfo } => {
-            let options = spilo_backup::PushOptions::new(data_dir, conninfo);
-            let info = archive.push_backup(&options, screen::progress()).await?;
+        Command::BackupPush(push) => {
+            let info = archive
+                .push_backup(&push.source(), screen::progress())
+                .await?;
             screen::clear();
             if arguments.json {
                 screen::json(&info)?;

@@ -50,12 +50,14 @@ pub(crate) fn clear() {
 
 /// Prints a table of backups.
 pub(crate) fn backups(backups: &[BackupInfo]) {
-    let mut rows = vec![["Name", "Cluster", "TL", "Start", "Stop", "Size"].map(str::to_owned)];
+    let header = ["Name", "Made", "Cluster", "TL", "Start", "Stop", "Size"];
+    let mut rows = vec![header.map(str::to_owned)];
     for info in backups {
         let system = info.system.map(|system| system.to_string());
         let size = info.size.map(|bytes| format!("{} MiB", bytes >> 20));
         rows.push([
             info.name.0.clone(),
+            info.made.map(moment).unwrap_or_default(),
             system.unwrap_or_default(),
             info.start.timeline.to_string(),
             info.start.lsn.to_string(),
@@ -115,6 +117,14 @@ pub(crate) fn expired(expired: &Expired, dry: bool) {
         )),
         None => line("there is no backup; nothing is deleted"),
     }
+}
+
+/// Returns a moment as people read it, given in seconds since 1970.
+fn moment(seconds: u64) -> String {
+    let seconds = i64::try_from(seconds).ok();
+    let at = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
+    let shown = at.map(|at| at.format("%Y-%m-%d %H:%M:%S UTC").to_string());
+    shown.unwrap_or_default()
 }
 
 fn bar(percent: u8) -> String {

@@ -8,7 +8,7 @@ use super::error::{ConfigErrorKind, Problems};
 use super::options::ToolOption;
 use super::scalar::setting;
 use super::section::Section;
-use crate::backup::{BackupName, RecoveryTarget};
+use crate::backup::{BackupName, MadeFrom, RecoveryTarget};
 use crate::config::boolean;
 use crate::replica::{ReplicaCommand, ReplicaMethod, Thresholds};
 use crate::wal::{BadLsn, Lsn};
@@ -29,6 +29,12 @@ pub struct Backup {
     pub options: Vec<ToolOption>,
     /// Until when a backup is better than a copy of the leader.
     pub thresholds: Thresholds,
+    /// When base backups are made, as a cron expression; never by the agent if `None`.
+    pub schedule: Option<String>,
+    /// How many base backups are kept; all if `None`.
+    pub retain: Option<usize>,
+    /// Which members base backups are made of.
+    pub made_from: MadeFrom,
 }
 
 /// A program of backups.
@@ -96,6 +102,13 @@ impl Backup {
         if let Some(percent) = section.count("threshold_backup_size_percentage") {
             thresholds.backup_percent = percent;
         }
+        let schedule = section.text("schedule");
+        let retain = section.count("retain");
+        if retain.is_some() && schedule.is_none() {
+            let what = "has no effect without `backup.schedule`: what is not needed is deleted after \
+                        a base backup was made";
+            problems.warn(&section.path("retain"), what);
+        }
         Some(Self {
             tool,
             archive,
@@ -103,6 +116,12 @@ impl Backup {
             env_dir: section.file("env_dir"),
             options: section.options("options"),
             thresholds,
+            schedule,
+            retain,
+            made_from: match section.words("made_from").as_deref() {
+                Some("primary") => MadeFrom::Primary,
+                _ => MadeFrom::Replica,
+            },
         })
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use spilo_backup::{CommandOptions, Separate};
+use spilo_core::backup::{BackupSource, BackupStore as _};
 use spilo_core::pg::Progress;
 
 use crate::s3::{BUCKET, S3};
@@ -72,7 +73,8 @@ impl Archive {
         progress: Progress,
     ) -> Result<String> {
         let store = self.store(None);
-        Ok(store.push_backup(data_dir, conninfo, progress).await?.0)
+        let source = BackupSource::new(data_dir, conninfo);
+        Ok(store.push(&source, progress).await?.0)
     }
 
     fn place(&self) -> String {

@@ -4,10 +4,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use spilo_backup::{CommandOptions, Separate, Tether, WalE};
+use spilo_backup::{CommandOptions, Schedule, Scheduler, Separate, Tether, Turn, WalE};
 use spilo_core::BackupStore;
+use spilo_core::agent::AgentHandle;
+use spilo_core::backup::{BackupSource, MadeFrom};
 use spilo_core::local::{self, Backup, BackupTool, ToolOption};
+use spilo_core::pg::PgStatus;
+use spilo_core::status::Status;
 use spilo_pg::{Backups, LocalOptions, Recovery};
+use tokio::task::JoinSet;
 
 use crate::wiring::beside_this_program;
 
@@ -44,6 +49,71 @@ pub(crate) fn recovery(from: &local::Recovery, postgres: &LocalOptions) -> Resul
     recovery.inclusive = from.inclusive;
     recovery.timeline.clone_from(&from.timeline);
     Ok(recovery)
+}
+
+/// Returns what makes base backups at their times, if the configuration has any.
+pub(crate) fn scheduler(section: &Backup) -> Result<Option<Scheduler>> {
+    let Some(text) = &section.schedule else {
+        return Ok(None);
+    };
+    let schedule: Schedule = text.parse().context("backup.schedule")?;
+    let scheduler = Scheduler::new(schedule);
+    Ok(Some(match section.retain {
+        Some(count) => scheduler.with_retention(count),
+        None => scheduler,
+    }))
+}
+
+/// Starts what is done about backups beside the agent: the archiver of the server's log, and the base
+/// backups at their times. It ends when it is dropped.
+pub(crate) fn beside(
+    section: Option<&Backup>,
+    postgres: LocalOptions,
+    handle: &AgentHandle,
+) -> Result<JoinSet<()>> {
+    let mut beside = JoinSet::new();
+    let Some(section) = section else {
+        return Ok(beside);
+    };
+    let (backups, resident) = backups(section, &postgres)?;
+    if let Some(resident) = resident {
+        let data_dir = postgres.data_dir.clone();
+        beside.spawn(async move { resident.archive(&data_dir).await });
+    }
+    if let Some(scheduler) = scheduler(section)? {
+        let (made_from, handle) = (section.made_from, handle.clone());
+        beside.spawn(async move {
+            let turn = || whose(&handle.status(), made_from, &postgres);
+            match scheduler.run(&*backups.store, turn).await {}
+        });
+    }
+    Ok(beside)
+}
+
+/// Returns whose turn it is by what this member knows of the cluster.
+fn whose(status: &Status, made_from: MadeFrom, postgres: &LocalOptions) -> Turn {
+    let Some(cluster) = &status.cluster else {
+        return Turn::Nobody;
+    };
+    let Some(name) = spilo_core::backup::turn(cluster, made_from) else {
+        return Turn::Nobody;
+    };
+    if *name != status.name {
+        return Turn::Of(name.clone());
+    }
+    let running = status.postgres.as_ref().and_then(PgStatus::running);
+    let mut source = BackupSource::new(&postgres.data_dir, postgres.conninfo().expose());
+    source.version = running.map(|running| running.version);
+    let leader = cluster
+        .leader
+        .as_ref()
+        .and_then(|leader| leader.name.as_ref());
+    if let Some(leader) = leader.filter(|leader| **leader != status.name) {
+        let member = cluster.members.get(leader);
+        let url = member.and_then(|member| member.conn_url.as_deref());
+        source.primary = url.and_then(|url| postgres.conninfo_of(url).ok());
+    }
+    Turn::Own(source)
 }
 
 /// Returns how the program of backups is run.

@@ -81,17 +81,9 @@ async fn node(
     let peers = Arc::new(HttpPeers::new(wiring::peers(&local))?);
     let (postgres, api) = (wiring::postgres(&local)?, wiring::api(&local)?);
     alone(&identity, dcs.as_ref(), peers.as_ref()).await?;
-    let mut archiving = JoinSet::new();
-    if let Some(section) = &local.backup
-        && let (_, Some(resident)) = backups::backups(section, &postgres)?
-    {
-        let data_dir = postgres.data_dir.clone();
-        archiving.spawn(async move { resident.archive(&data_dir).await });
-    }
-
     let clock: Arc<dyn Clock> = Arc::new(BootClock::default());
     let guard = wiring::guard(&postgres);
-    let (keeper, server) = GuardKeeper::start(guard, postgres, clock.clone()).await?;
+    let (keeper, server) = GuardKeeper::start(guard, postgres.clone(), clock.clone()).await?;
     tracing::info!(
         pid = keeper.client().pid(),
         adopted = keeper.client().is_adopted(),
@@ -108,6 +100,7 @@ async fn node(
     if let Some(mut sink) = journal {
         agent = agent.with_journal(move |line| sink.take(line));
     }
+    let _beside = backups::beside(local.backup.as_ref(), postgres, &handle)?;
     let api = Api::new(Arc::new(handle.clone()), api)?;
 
     let (stop, stopped) = watch::channel(false);

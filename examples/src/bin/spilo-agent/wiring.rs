@@ -29,6 +29,9 @@ pub(crate) fn check(local: &Local) -> Vec<String> {
     let mut note = |made: Result<()>| faults.extend(made.err().map(|why| format!("{why:#}")));
     note(identity(local).map(drop));
     note(postgres(local).map(drop));
+    if let Some(section) = &local.backup {
+        note(backups::scheduler(section).map(drop));
+    }
     note(api(local).and_then(|options| options.check().context("restapi")));
     // Members are shown the server's certificate where there is no other, and it is one fault.
     note(server_tls(local).and_then(|_| asking(peers(local)).context("ctl, restapi")));

@@ -488,6 +488,9 @@ pub(in crate::local) const KEYS: &[Key] = &[
     key("backup.command", Text, Built),
     key("backup.env_dir", Text, Built),
     key("backup.options", Options, Judged(judge::backup_options)),
+    key("backup.schedule", Text, Built),
+    key("backup.retain", Integer(1, MANY), Built),
+    key("backup.made_from", Choice(&["replica", "primary"]), Built),
     key("backup.threshold_megabytes", Integer(0, MANY), Built),
     key(
         "backup.threshold_backup_size_percentage",

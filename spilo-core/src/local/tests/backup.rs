@@ -1,5 +1,5 @@
 use super::*;
-use crate::backup::RecoveryTarget;
+use crate::backup::{MadeFrom, RecoveryTarget};
 use crate::replica::{ReplicaCommand, ReplicaMethod, Thresholds};
 
 #[test]
@@ -10,6 +10,9 @@ fn the_store_of_backups_and_the_ways_to_make_a_replica_are_read() {
             "command": "/opt/spilo-backup",
             "env_dir": "/etc/backup.env",
             "options": {"path-style": true, "codec": "lz4"},
+            "schedule": "0 1 * * *",
+            "retain": "5",
+            "made_from": "primary",
             "threshold_megabytes": 100,
             "threshold_backup_size_percentage": "20",
         },
@@ -35,6 +38,9 @@ fn the_store_of_backups_and_the_ways_to_make_a_replica_are_read() {
         env_dir: Some("/etc/backup.env".into()),
         options: vec![option("path-style", None), option("codec", Some("lz4"))],
         thresholds,
+        schedule: Some("0 1 * * *".to_owned()),
+        retain: Some(5),
+        made_from: MadeFrom::Primary,
     };
     assert_eq!(local.backup, Some(wanted));
     let argument = |key: &str, value: &str| (key.to_owned(), value.to_owned());
