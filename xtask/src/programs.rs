@@ -39,8 +39,15 @@ pub(crate) fn demo(tools: &Tools, arguments: &[String]) -> Result<()> {
 /// # Errors
 /// When something does not build or cannot be started.
 pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result<()> {
-    // Nothing else: optimised as they are for production, each takes a minute to link.
-    build(&["--release", "--bin", "spilo-agent", "--bin", "spilo-guard"])?;
+    // Nothing else: optimised as they are for production, each takes a minute to link. The daemon
+    // has what it is asked for, as its memory is measured.
+    let named = |store: &str| arguments.iter().any(|argument| argument.contains(store));
+    let mut stores = vec!["consul", "zookeeper"];
+    stores.retain(|store| named(store));
+    let features = format!("--features={}", stores.join(","));
+    let daemon = ["--bin", "spilo-agent", "--bin", "spilo-guard"];
+    let lean = ["--release", "--no-default-features", &features];
+    build(&[&lean[..], &daemon].concat())?;
     become_program(
         "spilo-benches",
         name,

@@ -17,7 +17,7 @@ use crate::guard::{GuardClient, server_processes};
 use super::disk::{Disk, Seen};
 use super::query::{self, Answer};
 use super::remote::replayed_timeline;
-use super::sql::{Purpose, Session, SqlError};
+use super::sql::{self, Purpose, Session, SqlError};
 
 /// What the observer needs to look, and what it remembers between looks.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ struct Memory {
     session: Option<Session>,
     /// When a new connection last succeeded.
     connected: Option<NodeTime>,
+    /// When the server last took one, be it only to knock.
+    knocked: Option<NodeTime>,
     /// Whether a new connection failed in a way that makes the old one's answers worthless: a
     /// stopped postmaster's backends answer as if nothing was.
     doubt: bool,
@@ -42,6 +44,17 @@ struct Memory {
     /// The timeline of a replay position, as the server told it; asked where nothing was received.
     replayed: Option<(String, Lsn, Timeline)>,
     guarded: bool,
+}
+
+/// What the server is asked on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// The connection of before.
+    Kept,
+    /// The same, and the server takes new ones.
+    Knocked,
+    /// A new one.
+    New,
 }
 
 /// Whose processes are alive.
@@ -168,8 +181,8 @@ impl Eye {
     /// Asks the server; an error of a connection that was kept is asked again on a new one.
     async fn ask(&self, memory: &mut Memory, guarded: bool) -> Server {
         for attempt in 0..2 {
-            let fresh = match self.connect(memory).await {
-                Ok(fresh) => fresh,
+            let link = match self.connect(memory).await {
+                Ok(link) => link,
                 Err(error) => return silence(memory, error, guarded),
             };
             let Some(session) = &memory.session else {
@@ -179,7 +192,7 @@ impl Eye {
                 .ask_on(
                     session,
                     memory.last.as_ref(),
-                    fresh || memory.last.is_none(),
+                    link != Link::Kept || memory.last.is_none(),
                 )
                 .await
             {
@@ -190,7 +203,9 @@ impl Eye {
                     return self.note(memory, heard, guarded);
                 }
                 Err(SqlError::Failed(_)) if attempt == 0 => {}
-                Err(SqlError::NotNow(_) | SqlError::NobodyListens) if attempt == 0 && !fresh => {
+                Err(SqlError::NotNow(_) | SqlError::NobodyListens)
+                    if attempt == 0 && link != Link::New =>
+                {
                     memory.session = None;
                 }
                 Err(error) => return silence(memory, error, guarded),
@@ -199,18 +214,23 @@ impl Eye {
         Server::Hung { guarded }
     }
 
-    /// Makes a new connection where one is due. Returns whether it did.
-    async fn connect(&self, memory: &mut Memory) -> Result<bool, SqlError> {
+    /// Makes a new connection where one is due.
+    async fn connect(&self, memory: &mut Memory) -> Result<Link, SqlError> {
         let now = self.clock.now();
         let usable = memory
             .session
             .as_ref()
             .is_some_and(|session| !session.is_closed());
-        let due = memory
-            .connected
-            .is_none_or(|at| now.since(at) >= CONNECT_EVERY);
-        if usable && !due && !memory.doubt {
-            return Ok(false);
+        let due = |last: Option<NodeTime>, every| last.is_none_or(|at| now.since(at) >= every);
+        if usable && !memory.doubt && !due(memory.connected, CONNECT_EVERY) {
+            if !due(memory.knocked, KNOCK_EVERY) {
+                return Ok(Link::Kept);
+            }
+            if sql::knock(&self.options, SHORT_ANSWER).await.is_ok() {
+                memory.knocked = Some(now);
+                return Ok(Link::Knocked);
+            }
+            // A connection shows what is wrong.
         }
         match Session::connect(&self.options, Purpose::Look, ANSWER).await {
             Ok(session) => {
@@ -221,8 +241,8 @@ impl Eye {
             Err(SqlError::Full(_)) if usable => memory.doubt = false,
             Err(error) => return Err(error),
         }
-        memory.connected = Some(now);
-        Ok(true)
+        (memory.connected, memory.knocked) = (Some(now), Some(now));
+        Ok(Link::New)
     }
 
     async fn ask_on(
@@ -416,4 +436,6 @@ pub(crate) const ANSWER: Duration = Duration::from_millis(1000);
 const SHORT_ANSWER: Duration = Duration::from_millis(300);
 /// A connection that was made once says nothing of whether clients can still connect, and goes on
 /// answering when the postmaster is frozen: this bounds how long that goes unseen.
-const CONNECT_EVERY: Duration = Duration::from_secs(20);
+const KNOCK_EVERY: Duration = Duration::from_secs(20);
+/// Nor whether they can still log in, which costs thousands of hashes to find out.
+const CONNECT_EVERY: Duration = Duration::from_secs(60);

@@ -1,7 +1,10 @@
 //! Connections to the local server.
 
+use std::io;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -129,6 +132,30 @@ impl Session {
     }
 }
 
+/// Returns once the server has taken a connection and a process of it has answered, without logging
+/// in: it is asked whether it speaks TLS, and left. Nothing of that is in its log.
+pub(crate) async fn knock(options: &LocalOptions, limit: Duration) -> io::Result<()> {
+    let asked = async {
+        if let Some(directory) = &options.unix_socket_dir {
+            let path = directory.join(format!(".s.PGSQL.{}", options.port));
+            ask_for_tls(UnixStream::connect(path).await?).await
+        } else {
+            let address = (options.own_host(), options.port);
+            ask_for_tls(TcpStream::connect(address).await?).await
+        }
+    };
+    timeout(limit, asked).await?
+}
+
+async fn ask_for_tls(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+    // `SSLRequest` of the protocol: its length and its code.
+    stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
+    match stream.read_u8().await? {
+        b'S' | b'N' => Ok(()),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
 /// Writes text as a literal of SQL.
 pub(crate) fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''").replace('\\', "\\\\");
@@ -176,12 +203,12 @@ fn classify(error: tokio_postgres::Error) -> SqlError {
     }
     let mut cause = std::error::Error::source(&error);
     while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<std::io::Error>() {
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
             return match io.kind() {
-                std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound => {
+                io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
                     SqlError::NobodyListens
                 }
-                std::io::ErrorKind::TimedOut => SqlError::Silent(Duration::ZERO),
+                io::ErrorKind::TimedOut => SqlError::Silent(Duration::ZERO),
                 _ => SqlError::NotNow(io.to_string()),
             };
         }

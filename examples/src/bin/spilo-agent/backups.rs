@@ -16,12 +16,18 @@ use tokio::task::JoinSet;
 
 use crate::wiring::beside_this_program;
 
-/// Returns the store of backups and when a replica is made from it, and what stays beside the server
-/// to archive its log.
-pub(crate) fn backups(
-    section: &Backup,
-    postgres: &LocalOptions,
-) -> Result<(Backups, Option<Separate>)> {
+/// Returns what is wrong with the section that only its use shows.
+pub(crate) fn check(section: &Backup) -> Result<()> {
+    scheduler(section).map(drop)
+}
+
+/// Returns the store of backups and when a replica is made from it.
+pub(crate) fn backups(section: &Backup, postgres: &LocalOptions) -> Result<Backups> {
+    Ok(store(section, postgres)?.0)
+}
+
+/// Returns the store as well as what stays beside the server to archive its log.
+fn store(section: &Backup, postgres: &LocalOptions) -> Result<(Backups, Option<Separate>)> {
     let options = command(section, postgres)?;
     let (store, resident): (Arc<dyn BackupStore>, _) = match section.tool {
         BackupTool::SpiloBackup => {
@@ -52,7 +58,7 @@ pub(crate) fn recovery(from: &local::Recovery, postgres: &LocalOptions) -> Resul
 }
 
 /// Returns what makes base backups at their times, if the configuration has any.
-pub(crate) fn scheduler(section: &Backup) -> Result<Option<Scheduler>> {
+fn scheduler(section: &Backup) -> Result<Option<Scheduler>> {
     let Some(text) = &section.schedule else {
         return Ok(None);
     };
@@ -75,7 +81,7 @@ pub(crate) fn beside(
     let Some(section) = section else {
         return Ok(beside);
     };
-    let (backups, resident) = backups(section, &postgres)?;
+    let (backups, resident) = store(section, &postgres)?;
     if let Some(resident) = resident {
         let data_dir = postgres.data_dir.clone();
         beside.spawn(async move { resident.archive(&data_dir).await });

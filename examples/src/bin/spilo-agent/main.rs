@@ -3,6 +3,10 @@
 //! It is thin: it reads the configuration, checks that this machine fits it, connects the library
 //! to etcd, PostgreSQL and HTTP, and passes signals on.
 
+#[cfg(feature = "backup")]
+mod backups;
+#[cfg(not(feature = "backup"))]
+#[path = "no_backups.rs"]
 mod backups;
 mod cli;
 mod doors;
@@ -13,6 +17,7 @@ mod notify;
 mod preflight;
 mod reload;
 mod run;
+mod stores;
 mod wiring;
 mod yaml;
 

@@ -15,12 +15,10 @@ use spilo_core::local::{
 };
 use spilo_core::machine::Identity;
 use spilo_core::{Dcs, DynamicConfig};
-use spilo_dcs::consul::Registration;
-use spilo_dcs::etcd::EtcdSrv;
-use spilo_dcs::{ClientTls, Consul, ConsulOptions, Etcd, EtcdOptions, ZooKeeper, ZooKeeperOptions};
+use spilo_dcs::{Etcd, EtcdOptions};
 use spilo_pg::{GuardOptions, LocalOptions};
 
-use crate::backups;
+use crate::{backups, stores};
 
 /// Makes everything that a start makes out of the settings and changes nothing; returns what
 /// cannot be made, a line each.
@@ -30,7 +28,7 @@ pub(crate) fn check(local: &Local) -> Vec<String> {
     note(identity(local).map(drop));
     note(postgres(local).map(drop));
     if let Some(section) = &local.backup {
-        note(backups::scheduler(section).map(drop));
+        note(backups::check(section));
     }
     note(api(local).and_then(|options| options.check().context("restapi")));
     // Members are shown the server's certificate where there is no other, and it is one fault.
@@ -81,64 +79,27 @@ pub(crate) fn identity(local: &Local) -> Result<Identity> {
 /// Returns the store that the cluster agrees through, without connecting.
 pub(crate) fn store(local: &Local) -> Result<Arc<dyn Dcs>> {
     if let Some(section) = &local.etcd3 {
-        let etcd = Etcd::new(etcd(local, section)).context("etcd3")?;
+        let etcd = Etcd::new(etcd(local, section).context("etcd3")?).context("etcd3")?;
         return Ok(Arc::new(etcd));
     }
     if let Some(section) = &local.consul {
-        let consul = Consul::new(consul(local, section)).context("consul")?;
-        return Ok(Arc::new(consul));
+        return stores::consul(local, section).context("consul");
     }
     let Some(section) = &local.zookeeper else {
         bail!("there is neither `etcd3` nor `consul` nor `zookeeper`");
     };
-    let zookeeper = ZooKeeper::new(zookeeper(local, section)).context("zookeeper")?;
-    Ok(Arc::new(zookeeper))
+    stores::zookeeper(local, section).context("zookeeper")
 }
 
 /// Returns how long a request to the store may take: one that hangs must leave time for another
 /// one before the lease is over.
-fn request_timeout(local: &Local) -> Duration {
+pub(crate) fn request_timeout(local: &Local) -> Duration {
     let ttl = DynamicConfig::seed(&local.bootstrap.dcs).map(|seed| seed.ttl);
     ttl.unwrap_or(REQUEST * 4).div_f32(4.0).min(REQUEST)
 }
 
-/// Returns how Consul is reached.
-fn consul(local: &Local, section: &local::Consul) -> ConsulOptions {
-    let mut options = ConsulOptions::new(local.scope.clone(), &section.url);
-    options.namespace.clone_from(&local.namespace);
-    options.request_timeout = request_timeout(local);
-    options.token = section
-        .token
-        .as_ref()
-        .map(|token| token.expose().to_owned());
-    options.datacenter.clone_from(&section.datacenter);
-    options.registration = section.service.as_ref().map(|service| {
-        let mut registration = Registration::default();
-        registration.tags.clone_from(&service.tags);
-        registration.check_interval = service.check_interval;
-        registration
-            .tls_server_name
-            .clone_from(&service.tls_server_name);
-        registration
-    });
-    options.tls = tls(&section.tls);
-    options
-}
-
-/// Returns how ZooKeeper is reached.
-fn zookeeper(local: &Local, section: &local::ZooKeeper) -> ZooKeeperOptions {
-    let mut options = ZooKeeperOptions::new(local.scope.clone(), section.hosts.iter().cloned());
-    options.namespace.clone_from(&local.namespace);
-    options.request_timeout = request_timeout(local);
-    options.digest = section
-        .digest
-        .as_ref()
-        .map(|digest| digest.expose().to_owned());
-    options
-}
-
 /// Returns how etcd is reached.
-fn etcd(local: &Local, etcd3: &Etcd3) -> EtcdOptions {
+fn etcd(local: &Local, etcd3: &Etcd3) -> Result<EtcdOptions> {
     let mut options = EtcdOptions::new(local.scope.clone(), etcd3.endpoints.iter().cloned());
     options.namespace.clone_from(&local.namespace);
     options.request_timeout = request_timeout(local);
@@ -146,26 +107,9 @@ fn etcd(local: &Local, etcd3: &Etcd3) -> EtcdOptions {
         .credentials
         .as_ref()
         .map(|user| (user.username.clone(), user.password.expose().to_owned()));
-    options.srv = etcd3.srv.as_ref().map(|from| {
-        let mut srv = EtcdSrv::new(&from.domain);
-        srv.suffix.clone_from(&from.suffix);
-        srv.name_servers.clone_from(&from.name_servers);
-        srv
-    });
-    options.tls = tls(&etcd3.tls);
-    options
-}
-
-/// Returns how TLS is spoken to the store, if it is.
-fn tls(from: &local::ClientTls) -> Option<ClientTls> {
-    let tls = ClientTls::new(from.authorities.as_ref()?);
-    Some(match &from.certificate {
-        Some(certificate) => {
-            let key = from.key.as_ref().unwrap_or(certificate);
-            tls.with_identity(certificate, key)
-        }
-        None => tls,
-    })
+    options.tls = stores::tls(&etcd3.tls);
+    stores::srv(&mut options, etcd3)?;
+    Ok(options)
 }
 
 /// Returns the options of the server, run as the owner of its data if this process is root.
@@ -203,7 +147,7 @@ pub(crate) fn postgres(local: &Local) -> Result<LocalOptions> {
     options.uid_gid = server_user(&from.data_dir)?;
     options.replica_methods.clone_from(&local.replica_methods);
     options.backups = match &local.backup {
-        Some(section) => Some(backups::backups(section, &options)?.0),
+        Some(section) => Some(backups::backups(section, &options)?),
         None => None,
     };
     options.recovery = match &local.bootstrap.recovery {
