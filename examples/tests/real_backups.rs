@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde_json::json;
 use spilo_benches::node::Node;
 use spilo_benches::{Cluster, ClusterBuilder};
@@ -298,6 +299,77 @@ async fn real_backups_are_made_by_a_replica_at_their_times_and_the_older_ones_de
     verified.unwrap();
     let passwords = ["password=", "PGPASSWORD"];
     assert!(passwords.iter().all(|word| !log(replica).contains(word)));
+}
+
+/// Wherever the agent is killed while it makes a replica from a backup or a cluster from one: what it
+/// started ends with it, nobody starts what is half made, and the next agent makes it whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_f40_an_agent_that_is_killed_while_it_restores_leaves_nothing_half_done() {
+    let archive = Archive::new();
+    let cluster = builder(&archive)
+        .nodes(2)
+        .without_starting()
+        .start()
+        .await
+        .unwrap();
+    let [first, second] = cluster.nodes() else {
+        unreachable!("two nodes were asked for");
+    };
+    first.start_agent().unwrap();
+    let primary = cluster.wait_streaming(0, LIMIT).await.unwrap();
+    fill(primary, "t").await;
+    let name = archive.back_up(primary).await;
+    killed_everywhere(second, async || {
+        cluster.wait_streaming(1, LIMIT).await.unwrap();
+        let said = log(second);
+        assert!(
+            said.contains(&format!("from the backup {name}: ")),
+            "{said}"
+        );
+        caught_up(second, primary).await;
+        let rows = second.query_texts("SELECT count(*) FROM t").await.unwrap();
+        assert_eq!(rows, ["20000"]);
+    })
+    .await;
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE temporary";
+    assert_eq!(primary.query_texts(slots).await.unwrap(), ["0"]);
+}
+
+/// Lets a node be made from nothing to learn how long that takes, and then kills its agent at twenty
+/// moments that are spread over that time, each followed by another agent that has to end it.
+async fn killed_everywhere(node: &Node, made: impl AsyncFn()) {
+    let begun = Instant::now();
+    node.start_agent().unwrap();
+    made().await;
+    let took = begun.elapsed();
+    for n in 1..=20_u32 {
+        node.kill_everything();
+        std::fs::remove_dir_all(node.data_dir()).unwrap();
+        node.start_agent().unwrap();
+        tokio::time::sleep(took.mul_f64(f64::from(n) / 21.0)).await;
+        node.signal_agent(Signal::SIGKILL).unwrap();
+        until(async || node.agent_pid().is_none() && restores(node.dir()) == 0).await;
+        // A data directory becomes one at the very end of its making.
+        let half = node.data_dir();
+        if half.join("global/pg_control").exists() {
+            let made = ["base/1", "pg_wal", "PG_VERSION"];
+            assert!(made.iter().all(|part| half.join(part).exists()), "kill {n}");
+        }
+        node.start_agent().unwrap();
+        made().await;
+    }
+}
+
+/// Counts the processes that restore something into a node's directory.
+fn restores(dir: &Path) -> usize {
+    let dir = dir.to_string_lossy();
+    let is_one = |entry: &std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.contains("backup-fetch") && line.contains(dir.as_ref())
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.filter(is_one).count()
 }
 
 /// An archive in a directory of the servers' user.

@@ -85,6 +85,7 @@ impl Archive {
 
     /// Returns what the sentinels in a listing say. One that says nothing usable hides no other.
     pub(crate) async fn sentinels(&self, listed: &[Object]) -> Result<Vec<Sentinel>, BackupError> {
+        self.not_sealed(listed)?;
         let names: Vec<BackupName> = listed
             .iter()
             .filter_map(|object| layout::read_sentinel(&object.key))
@@ -110,6 +111,17 @@ impl Archive {
         let sentinels = known.values().cloned().collect();
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;
         Ok(sentinels)
+    }
+
+    /// Refuses to take an archive without its key for one in which there is nothing.
+    pub(crate) fn not_sealed(&self, listed: &[Object]) -> Result<(), BackupError> {
+        let mut listed = listed.iter();
+        let Some(first) = listed.find(|object| object.key.ends_with(layout::SEALED)) else {
+            return Ok(());
+        };
+        let action = format!("read {}", self.objects.place(&first.key));
+        let problem = "it is sealed, and no key is given (`--key-file`)";
+        Err(self.error(BackupErrorKind::Refused, action, problem))
     }
 
     /// Returns what the sentinel of one backup says.

@@ -7,6 +7,8 @@
 //! basebackups_005/<backup>_backup_stop_sentinel.json
 //! ```
 //!
+//! Where objects are sealed, `.sealed` is behind each of these names.
+//!
 //! A backup is called `base_<segment>_<offset>` for where it begins. It is whole once its sentinel
 //! is there, which is written last and deleted first.
 
@@ -20,6 +22,9 @@ pub(crate) const WAL: &str = "wal_005/";
 
 /// What the names of all that belongs to base backups begin with.
 pub(crate) const BACKUPS: &str = "basebackups_005/";
+
+/// What the names of sealed objects end with.
+pub(crate) const SEALED: &str = ".sealed";
 
 const SENTINEL: &str = "_backup_stop_sentinel.json";
 

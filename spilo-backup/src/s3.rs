@@ -336,6 +336,10 @@ impl S3 {
                 BackupErrorKind::Conflict,
                 "an object of this name is there".to_owned(),
             ),
+            ("RequestTimeTooSkewed" | "RequestExpired", _) => (
+                BackupErrorKind::Refused,
+                format!("the clocks of the server and of this machine differ{said}; set them"),
+            ),
             (code, Some(401 | 403)) => (
                 BackupErrorKind::Refused,
                 format!(
@@ -464,6 +468,8 @@ impl Objects for S3 {
             }));
         }
         found.sort();
+        // A store that lists while it is written to may name one on two pages.
+        found.dedup_by(|next, object| next.key == object.key);
         Ok(found)
     }
 

@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use spilo_core::backup::{BackupError, BackupSource, BackupStore};
+use spilo_core::backup::{BackupError, BackupName, BackupSource, BackupStore};
 use spilo_core::ids::MemberName;
 use spilo_core::pg::Progress;
 
 use crate::Schedule;
+use crate::archive::age;
 
 /// Makes the base backups of a cluster at their times.
 ///
@@ -138,12 +139,10 @@ impl Scheduler {
         let name = store.push(source, say()).await?;
         tracing::info!("the base backup {name} is made");
         if let Some(count) = self.retain
-            && let Err(error) = store.retain(count, say()).await
+            && let Err(problem) = retain(store, count, &name, say()).await
         {
             // The next backup is followed by the next try.
-            tracing::error!(
-                "what is not needed beside {count} base backups was not deleted: {error}"
-            );
+            tracing::error!("nothing beside {count} base backups was to stay, and did: {problem}");
         }
         Ok(())
     }
@@ -172,6 +171,32 @@ impl Scheduler {
         let _ = write!(line, "; {why}");
         tracing::warn!("{line}");
     }
+}
+
+/// Deletes what is not needed beside the newest backups, of which the one that was just made has to
+/// be the first: a branch of later timelines that somebody keeps in the same archive would count as
+/// newer, and this cluster's backups as what is not needed.
+async fn retain(
+    store: &dyn BackupStore,
+    count: usize,
+    made: &BackupName,
+    progress: Progress,
+) -> Result<(), String> {
+    let backups = store.backups().await.map_err(|error| error.to_string())?;
+    let newest = backups.iter().max_by_key(|backup| age(backup));
+    match newest {
+        Some(newest) if newest.name == *made => {}
+        Some(newest) => {
+            return Err(format!(
+                "{} counts as newer than {made}, which was just made; if it is of a branch that \
+                 nobody needs, delete it by hand",
+                newest.name
+            ));
+        }
+        None => return Err(format!("{made} is not listed")),
+    }
+    let retained = store.retain(count, progress).await;
+    retained.map_err(|error| error.to_string())
 }
 
 /// Returns whether there is a backup that was made at that time or later.
@@ -207,7 +232,7 @@ mod tests {
     use std::sync::Mutex;
 
     use async_trait::async_trait;
-    use spilo_core::backup::{BackupErrorKind, BackupInfo, BackupName};
+    use spilo_core::backup::{BackupErrorKind, BackupInfo};
     use spilo_core::wal::{Lsn, Timeline, WalPosition};
 
     use super::*;
@@ -215,8 +240,7 @@ mod tests {
     /// A store that notes what is asked of it.
     #[derive(Debug, Default)]
     struct Noted {
-        /// When its backups were made.
-        made: Mutex<Vec<u64>>,
+        backups: Mutex<Vec<BackupInfo>>,
         asked: Mutex<Vec<String>>,
         fails: Mutex<bool>,
     }
@@ -225,22 +249,26 @@ mod tests {
         fn asked(&self) -> Vec<String> {
             std::mem::take(&mut *self.asked.lock().unwrap())
         }
+
+        /// Adds a backup that was made then; each is farther along the log than the one before.
+        fn add(&self, timeline: u32, made: u64) -> BackupName {
+            let mut backups = self.backups.lock().unwrap();
+            let position = WalPosition {
+                timeline: Timeline(timeline),
+                lsn: Lsn((backups.len() as u64 + 1) << 24),
+            };
+            let name = BackupName(format!("{timeline}-{made}"));
+            let mut info = BackupInfo::new(name.clone(), position, position);
+            info.made = Some(made);
+            backups.push(info);
+            name
+        }
     }
 
     #[async_trait]
     impl BackupStore for Noted {
         async fn backups(&self) -> Result<Vec<BackupInfo>, BackupError> {
-            let position = WalPosition {
-                timeline: Timeline(1),
-                lsn: Lsn(1 << 24),
-            };
-            let info = |made: &u64| {
-                let name = BackupName(made.to_string());
-                let mut info = BackupInfo::new(name, position, position);
-                info.made = Some(*made);
-                info
-            };
-            Ok(self.made.lock().unwrap().iter().map(info).collect())
+            Ok(self.backups.lock().unwrap().clone())
         }
 
         async fn restore(&self, _: &BackupName, _: &Path, _: Progress) -> Result<(), BackupError> {
@@ -258,7 +286,8 @@ mod tests {
                     "it is asked to fail",
                 ));
             }
-            Ok(BackupName("new".to_owned()))
+            // Of a machine whose clock is wrong by years.
+            Ok(self.add(1, 5))
         }
 
         async fn retain(&self, count: usize, _: Progress) -> Result<(), BackupError> {
@@ -289,7 +318,7 @@ mod tests {
     #[tokio::test]
     async fn a_backup_is_made_at_its_time_and_once_and_older_ones_are_deleted_after_it() {
         let (store, mut scheduler) = (Noted::default(), nightly());
-        *store.made.lock().unwrap() = vec![ONE - 5];
+        store.add(1, ONE - 5);
         scheduler.step(after_one(0), &store, &mut own).await;
         assert_eq!(store.asked(), ["push", "retain 3"]);
         for seconds in [1, 60, 3600, 86_399] {
@@ -307,7 +336,7 @@ mod tests {
     #[tokio::test]
     async fn what_another_member_made_since_counts() {
         let (store, mut scheduler) = (Noted::default(), nightly());
-        *store.made.lock().unwrap() = vec![ONE];
+        store.add(1, ONE);
         scheduler.step(after_one(7200), &store, &mut own).await;
         assert_eq!(store.asked(), [""; 0]);
     }
@@ -326,6 +355,14 @@ mod tests {
         *store.fails.lock().unwrap() = false;
         scheduler.step(after_one(9), &store, &mut own).await;
         assert_eq!(store.asked(), ["push", "retain 3"]);
+    }
+
+    #[tokio::test]
+    async fn beside_a_branch_of_later_timelines_nothing_is_deleted() {
+        let (store, mut scheduler) = (Noted::default(), nightly());
+        store.add(7, ONE - 5);
+        scheduler.step(after_one(0), &store, &mut own).await;
+        assert_eq!(store.asked(), ["push"]);
     }
 
     #[tokio::test]

@@ -148,6 +148,7 @@ impl Archive {
         file: &ArchiveFile,
     ) -> Result<Vec<(String, Codec)>, BackupError> {
         let listed = self.objects.list(&layout::wal(file, Codec::None)).await?;
+        self.not_sealed(&listed)?;
         let of_it = listed.into_iter().filter_map(|object| {
             let (stored, codec) = layout::read_wal(&object.key)?;
             (stored == *file).then_some((object.key, codec))

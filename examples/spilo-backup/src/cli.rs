@@ -45,6 +45,11 @@ pub(crate) struct Arguments {
     /// the name of a key of the key management service.
     #[arg(long, global = true, value_name = "HOW")]
     pub(crate) encrypt: Option<String>,
+    /// Encrypts everything before it leaves this machine, with the first key in this file, and
+    /// decrypts with any of them: lines of what `openssl rand -hex 32` prints. SPILO_KEY_FILE if not
+    /// given. Keep it elsewhere as well: without it nothing comes back.
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -160,6 +165,12 @@ impl Push {
 }
 
 impl Arguments {
+    /// Returns the file of the keys that objects are sealed with.
+    pub(crate) fn key_file(&self) -> Option<PathBuf> {
+        let given = self.key_file.clone();
+        given.or_else(|| std::env::var_os("SPILO_KEY_FILE").map(PathBuf::from))
+    }
+
     /// Returns where the archive is.
     pub(crate) fn place(&self) -> Result<Place> {
         let url = match &self.archive {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser as _;
 use spilo_backup::{
     Archive, ArchiveOptions, Archiver, ArchiverOptions, Directory, Encryption, Heard, Keep,
-    Objects, Resident, S3, S3Options,
+    Objects, Resident, S3, S3Options, Sealed, SealingKeys,
 };
 use spilo_core::backup::{BackupError, BackupErrorKind, BackupName, BackupStore as _};
 
@@ -195,7 +195,7 @@ async fn named(archive: &Archive, name: &str) -> Result<BackupName> {
 }
 
 async fn open(arguments: &Arguments) -> Result<Archive> {
-    let objects: Arc<dyn Objects> = match arguments.place()? {
+    let mut objects: Arc<dyn Objects> = match arguments.place()? {
         Place::Directory(path) => Arc::new(Directory::new(path)),
         Place::S3 { bucket, prefix } => {
             let mut options = S3Options::new(bucket, prefix);
@@ -212,6 +212,9 @@ async fn open(arguments: &Arguments) -> Result<Archive> {
             Arc::new(S3::new(options).await?)
         }
     };
+    if let Some(path) = arguments.key_file() {
+        objects = Arc::new(Sealed::new(objects, SealingKeys::read(&path)?));
+    }
     let mut options = ArchiveOptions::default();
     options.codec = arguments.codec;
     options.level = arguments.level;

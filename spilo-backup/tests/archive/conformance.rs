@@ -110,7 +110,10 @@ impl Laboratory for Laid {
                 let middle = bytes.len() / 2;
                 bytes[middle] ^= 1;
             }),
-            Damage::Lost => fs::remove_file(self.place.files.join(key)).unwrap(),
+            Damage::Lost => {
+                let file = format!("{key}{}", self.place.suffix);
+                fs::remove_file(self.place.files.join(file)).unwrap();
+            }
         }
     }
 
@@ -136,4 +139,12 @@ mod s3 {
     use crate::Place;
 
     spilo_core::backup_conformance!(async { super::Laid::laboratory(Place::s3().await) });
+}
+
+mod sealed {
+    use crate::Place;
+
+    spilo_core::backup_conformance!(async {
+        super::Laid::laboratory(Place::directory().sealed(&[1]))
+    });
 }

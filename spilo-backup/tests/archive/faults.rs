@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spilo_backup::{Archive, ArchiveOptions, Codec, Pushed};
+use spilo_backup::{Archive, ArchiveOptions, Codec, Keep, Pushed};
 use spilo_core::backup::BackupErrorKind;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,6 +32,10 @@ enum Fault {
     Slow,
     /// A request with more than headers arrives, and its answer does not.
     Unheard,
+    /// Whatever year it is in the answer, it is this one.
+    Year(&'static str),
+    /// A listing names each object twice.
+    Twice,
 }
 
 const BUSY: &str = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -91,6 +95,9 @@ async fn carry(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) 
         client.shutdown().await.ok();
         return;
     }
+    if let Some(Fault::Year(_) | Fault::Twice) = fault {
+        return carry_whole(client, server, fault).await;
+    }
     let mut server = TcpStream::connect(server).await.unwrap();
     let (mut from_client, mut to_client) = client.split();
     let (mut from_server, mut to_server) = server.split();
@@ -133,6 +140,78 @@ async fn carry(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) 
     tokio::select! {
         () = requests => {}
         () = answers => {}
+    }
+}
+
+/// Carries one request and its answer, which are read to their ends and changed in between.
+async fn carry_whole(mut client: TcpStream, server: SocketAddr, fault: Option<Fault>) {
+    let mut server = TcpStream::connect(server).await.unwrap();
+    let Some(request) = message(&mut client).await else {
+        return;
+    };
+    server.write_all(&request).await.unwrap();
+    let Some(answer) = message(&mut server).await else {
+        return;
+    };
+    let end = end_of_head(&answer).unwrap();
+    let mut head = String::from_utf8(answer[..end].to_vec()).unwrap();
+    let mut body = answer[end..].to_vec();
+    match fault {
+        Some(Fault::Year(year)) => {
+            let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+            let this = (1970 + now.as_secs() / 31_556_952).to_string();
+            assert!(head.contains(&this), "the answer has a date: {head}");
+            head = head.replace(&this, year);
+            // What is no text has no dates.
+            if let Ok(text) = String::from_utf8(body.clone()) {
+                body = text.replace(&this, year).into_bytes();
+            }
+        }
+        Some(Fault::Twice) => {
+            if let Ok(text) = String::from_utf8(body.clone()) {
+                let mut twice = String::new();
+                for part in text.split_inclusive("</Contents>") {
+                    twice.push_str(part);
+                    if let Some(at) = part.find("<Contents>") {
+                        twice.push_str(&part[at..]);
+                    }
+                }
+                let (old, new) = (body.len().to_string(), twice.len().to_string());
+                head = head.replace(&format!("length: {old}"), &format!("length: {new}"));
+                body = twice.into_bytes();
+            }
+        }
+        _ => {}
+    }
+    client.write_all(head.as_bytes()).await.ok();
+    client.write_all(&body).await.ok();
+    client.shutdown().await.ok();
+}
+
+fn end_of_head(message: &[u8]) -> Option<usize> {
+    let end = message.windows(4).position(|four| four == b"\r\n\r\n");
+    end.map(|at| at + 4)
+}
+
+/// Reads a message of HTTP, of which the head says how long it is.
+async fn message(from: &mut TcpStream) -> Option<Vec<u8>> {
+    let (mut all, mut buffer) = (Vec::new(), vec![0; 16 << 10]);
+    loop {
+        if let Some(end) = end_of_head(&all) {
+            let head = String::from_utf8_lossy(&all[..end]).to_lowercase();
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
+            let length: usize = length.map_or(0, |text| text.parse().unwrap());
+            assert!(!head.contains("transfer-encoding"), "{head}");
+            if all.len() >= end + length {
+                return Some(all);
+            }
+        }
+        let read @ 1.. = from.read(&mut buffer).await.ok()? else {
+            return None;
+        };
+        all.extend_from_slice(&buffer[..read]);
     }
 }
 
@@ -246,6 +325,54 @@ async fn f38_wrong_bytes_are_never_handed_out() {
             assert!(!into.exists(), "{codec} at {at}");
         }
     }
+}
+
+const SKEWED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\n\
+    Content-Length: 90\r\nConnection: close\r\n\r\n<Error><Code>RequestTimeTooSkewed</Code>\
+    <Message>The difference is too large</Message></Error>";
+
+/// What a store says of time decides nothing: which backup is newest, what is deleted, and what is
+/// fetched are the same whatever year it believes in.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_whose_clock_is_wrong_changes_nothing() {
+    for year in ["1999", "2199"] {
+        let (place, line, bytes) = line(Codec::Zstd).await;
+        crate::kept::history(&place).await;
+        let archive = line.archive(Codec::Zstd, &[Fault::Year(year); 500]).await;
+        let newest = archive.backups_by_age().await.unwrap().pop().unwrap();
+        assert_eq!(newest.name.0, crate::kept::name(2, 12), "{year}");
+        let kept = Keep::Newest(2);
+        let expired = archive.expire(&kept, true).await.unwrap();
+        let plain = place.archive(Codec::Zstd).expire(&kept, true).await;
+        assert_eq!(expired, plain.unwrap(), "{year}");
+        let into = place.scratch().join("RECOVERYXLOG");
+        archive.fetch_wal(NAME, &into).await.unwrap();
+        assert!(fs::read(&into).unwrap() == bytes, "{year}");
+    }
+    let (_place, line, _) = line(Codec::Zstd).await;
+    let archive = line
+        .archive(Codec::Zstd, &[Fault::Answer(SKEWED); 50])
+        .await;
+    let error = archive.backups_by_age().await.unwrap_err();
+    assert_eq!(error.kind(), BackupErrorKind::Refused);
+    assert!(
+        error.to_string().contains("the clocks of the server"),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_listed_twice_is_there_once() {
+    let (place, line, _) = line(Codec::Zstd).await;
+    crate::kept::history(&place).await;
+    let plain = place.objects.list("").await.unwrap();
+    let archive = line.archive(Codec::Zstd, &[Fault::Twice; 500]).await;
+    assert_eq!(archive.backups_by_age().await.unwrap().len(), 3);
+    let expired = archive.expire(&Keep::Newest(2), false).await.unwrap();
+    assert_eq!(expired.backups.len(), 2);
+    let left = place.objects.list("").await.unwrap();
+    // Two backups with one part each and one sentinel between them, and log.
+    assert_eq!(plain.len() - left.len(), 3 + expired.wal_files);
 }
 
 #[tokio::test(flavor = "multi_thread")]

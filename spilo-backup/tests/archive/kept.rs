@@ -18,7 +18,7 @@ async fn put(place: &Place, key: &str, text: &str) {
     place.objects.put(key, body).await.unwrap();
 }
 
-fn name(timeline: u32, segment: u32) -> String {
+pub(crate) fn name(timeline: u32, segment: u32) -> String {
     format!("base_{timeline:08X}00000000{segment:08X}_00000040")
 }
 
@@ -61,7 +61,7 @@ async fn keys(place: &Place) -> Vec<String> {
 }
 
 /// Three backups over two timelines, the first of which was left in its tenth file.
-async fn history(place: &Place) {
+pub(crate) async fn history(place: &Place) {
     log(place, 1, 1..=10).await;
     log(place, 2, 10..=15).await;
     put(place, "wal_005/00000002.history.lzo", "").await;

@@ -14,6 +14,7 @@ mod forks;
 mod kept;
 mod prefetch;
 mod resident;
+mod sealed;
 mod wal;
 mod watched;
 
@@ -29,6 +30,8 @@ struct Place {
     objects: Arc<dyn Objects>,
     files: PathBuf,
     scratch: TempDir,
+    /// What stands behind the names of its objects.
+    suffix: &'static str,
     _server: Option<s3::S3Server>,
 }
 
@@ -41,6 +44,7 @@ impl Place {
             objects: Arc::new(Directory::new(&files)),
             files,
             scratch,
+            suffix: "",
             _server: None,
         }
     }
@@ -51,6 +55,7 @@ impl Place {
             objects: Arc::new(client(&server.url()).await),
             files: server.bucket().join("some/where"),
             scratch: tempfile::tempdir().unwrap(),
+            suffix: "",
             _server: Some(server),
         }
     }
@@ -75,7 +80,7 @@ impl Place {
 
     /// Changes what lies in the store behind its back.
     fn meddle(&self, key: &str, change: impl FnOnce(&mut Vec<u8>)) {
-        let path = self.files.join(key);
+        let path = self.files.join(format!("{key}{}", self.suffix));
         let mut bytes = fs::read(&path).unwrap_or_else(|error| panic!("{path:?}: {error}"));
         change(&mut bytes);
         fs::write(path, bytes).unwrap();
