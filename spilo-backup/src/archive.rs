@@ -92,6 +92,7 @@ impl Archive {
             .collect();
         let mut known = self.remembered();
         known.retain(|name, _| names.contains(name));
+        let mut unreadable = None;
         for name in &names {
             if known.contains_key(name) {
                 continue;
@@ -104,9 +105,14 @@ impl Archive {
                 Err(error) if error.kind() == BackupErrorKind::NotFound => {}
                 Err(error) if error.kind() == BackupErrorKind::Damaged => {
                     tracing::warn!("{error}; it is left out");
+                    unreadable = Some(error);
                 }
                 Err(error) => return Err(error),
             }
+        }
+        // Where none of them can be read it is rather that they are read wrongly.
+        if let Some(error) = unreadable.filter(|_| known.is_empty()) {
+            return Err(error);
         }
         let sentinels = known.values().cloned().collect();
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = known;

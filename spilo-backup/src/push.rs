@@ -117,7 +117,7 @@ impl Archive {
             while standby
                 .replayed()
                 .await?
-                .is_some_and(|replayed| replayed < there)
+                .is_some_and(|replayed| replayed <= there)
             {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -358,6 +358,12 @@ impl Run<'_> {
                 return Err(error);
             }
         }
+        // What was deleted in this moment is not there, whatever the sentinel says.
+        let parts = sentinel.own.as_ref().map(|own| own.parts.as_slice());
+        if let Err(error) = self.all_there(parts.unwrap_or_default()).await {
+            objects.delete(&key).await?;
+            return Err(error);
+        }
         Ok(sentinel.info)
     }
 
@@ -485,6 +491,7 @@ impl Archive {
         let one_timeline = start.timeline == stop.timeline;
         let common = common.filter(|_| one_timeline).unwrap_or_default();
         let listed = self.objects.list(&format!("{WAL}{common}")).await?;
+        self.not_sealed(&listed)?;
         let there: BTreeSet<String> = listed
             .iter()
             .filter_map(|object| match layout::read_wal(&object.key)?.0 {

@@ -1,6 +1,5 @@
 //! Base backups at their times.
 
-use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
 use spilo_core::backup::{BackupError, BackupName, BackupSource, BackupStore};
@@ -25,8 +24,10 @@ pub struct Scheduler {
     /// The last of the times that is settled.
     settled: Option<SystemTime>,
     failures: u32,
-    /// The time of which was told that its backup is missing.
+    /// The last of the times after which it was looked whether a backup is missing.
     told: Option<SystemTime>,
+    /// The last of the times of which it was told that one is.
+    told_of: Option<SystemTime>,
 }
 
 /// Whose turn it is to make a base backup.
@@ -49,6 +50,7 @@ impl Scheduler {
             settled: None,
             failures: 0,
             told: None,
+            told_of: None,
         }
     }
 
@@ -59,14 +61,15 @@ impl Scheduler {
         self
     }
 
-    /// Makes backups for as long as it runs; `turn` is asked when one is due.
+    /// Makes backups for as long as it runs; `turn` is asked when one is due, and told whether it is
+    /// so late that whoever's turn it was is not going to make it.
     ///
     /// # Cancellation
     /// Dropping the future ends a backup that is being made, which then is none.
     pub async fn run(
         mut self,
         store: &dyn BackupStore,
-        mut turn: impl FnMut() -> Turn + Send,
+        mut turn: impl FnMut(bool) -> Turn + Send,
     ) -> std::convert::Infallible {
         loop {
             let pause = self.step(SystemTime::now(), store, &mut turn).await;
@@ -79,19 +82,20 @@ impl Scheduler {
         &mut self,
         now: SystemTime,
         store: &dyn BackupStore,
-        turn: &mut (impl FnMut() -> Turn + Send),
+        turn: &mut (impl FnMut(bool) -> Turn + Send),
     ) -> Duration {
         let Some(due) = self.schedule.latest(now) else {
             return LOOK;
         };
-        if self.settled.is_some_and(|settled| settled >= due) {
+        if self.settled == Some(due) {
             let next = self.schedule.next(now);
             let wait = next.and_then(|next| next.duration_since(now).ok());
             // Machines sleep and clocks are set, and a timer knows of neither.
             return wait.unwrap_or(LOOK).clamp(SHORTEST, LOOK);
         }
-        match turn() {
-            Turn::Own(source) => match self.make(due, store, &source).await {
+        let late = self.overdue(now) == Some(due);
+        match turn(late) {
+            Turn::Own(source) => match self.make(now, due, store, &source).await {
                 Ok(()) => {
                     (self.settled, self.failures) = (Some(due), 0);
                     SHORTEST
@@ -108,13 +112,13 @@ impl Scheduler {
                 }
             },
             Turn::Of(member) => {
-                self.look_after(now, due, store, &format!("it is {member}'s turn"))
+                self.look_after(now, store, &format!("it is {member}'s turn"))
                     .await;
                 TURN
             }
             Turn::Nobody => {
                 let why = "no member with a running server may make one";
-                self.look_after(now, due, store, why).await;
+                self.look_after(now, store, why).await;
                 TURN
             }
         }
@@ -123,11 +127,12 @@ impl Scheduler {
     /// Makes the backup that is due, unless there is one.
     async fn make(
         &self,
+        now: SystemTime,
         due: SystemTime,
         store: &dyn BackupStore,
         source: &BackupSource,
     ) -> Result<(), BackupError> {
-        if is_made(store, due).await? {
+        if is_made(store, now, due).await? {
             return Ok(());
         }
         tracing::info!(
@@ -147,29 +152,30 @@ impl Scheduler {
         Ok(())
     }
 
+    /// Returns the last of the times of which the backup is late now, if it is not there.
+    fn overdue(&self, now: SystemTime) -> Option<SystemTime> {
+        self.schedule.latest(now.checked_sub(PATIENCE)?)
+    }
+
     /// Tells people of a backup that is not made by whoever it is to be made by.
-    async fn look_after(
-        &mut self,
-        now: SystemTime,
-        due: SystemTime,
-        store: &dyn BackupStore,
-        why: &str,
-    ) {
-        let late = now.duration_since(due).is_ok_and(|since| since >= PATIENCE);
-        if !late || self.told == Some(due) {
+    async fn look_after(&mut self, now: SystemTime, store: &dyn BackupStore, why: &str) {
+        let Some(due) = self.overdue(now).filter(|due| self.told != Some(*due)) else {
             return;
-        }
-        self.told = Some(due);
-        let mut line = match is_made(store, due).await {
-            Ok(true) => return,
-            Ok(false) => format!("no base backup was made since {}", shown(due)),
-            Err(error) => format!(
-                "whether a base backup was made since {} is not known: {error}",
-                shown(due)
-            ),
         };
-        let _ = write!(line, "; {why}");
-        tracing::warn!("{line}");
+        self.told = Some(due);
+        let since = shown(due);
+        match is_made(store, now, due).await {
+            Ok(true) => self.told_of = None,
+            Ok(false) => {
+                tracing::warn!("no base backup was made since {since}; {why}");
+                self.told_of = Some(due);
+            }
+            Err(error) => {
+                tracing::warn!(
+                    "nobody knows whether a base backup was made since {since}: {error}"
+                );
+            }
+        }
     }
 }
 
@@ -199,12 +205,21 @@ async fn retain(
     retained.map_err(|error| error.to_string())
 }
 
-/// Returns whether there is a backup that was made at that time or later.
-async fn is_made(store: &dyn BackupStore, due: SystemTime) -> Result<bool, BackupError> {
-    let due = due.duration_since(SystemTime::UNIX_EPOCH);
-    let due = due.unwrap_or_default().as_secs();
+/// Returns whether there is a backup that was made at that time or later. One that is of the future
+/// says nothing: whoever made it has a clock that is wrong.
+async fn is_made(
+    store: &dyn BackupStore,
+    now: SystemTime,
+    due: SystemTime,
+) -> Result<bool, BackupError> {
+    let seconds = |at: SystemTime| {
+        let since = at.duration_since(SystemTime::UNIX_EPOCH);
+        since.unwrap_or_default().as_secs()
+    };
+    let (due, latest) = (seconds(due), seconds(now + SKEW));
     let backups = store.backups().await?;
-    Ok(backups.iter().any(|backup| backup.made >= Some(due)))
+    let made = backups.iter().filter_map(|backup| backup.made);
+    Ok(made.into_iter().any(|made| (due..=latest).contains(&made)))
 }
 
 fn shown(at: SystemTime) -> String {
@@ -223,7 +238,10 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// How long a backup that fails again and again is left alone at most.
 const LONGEST: Duration = Duration::from_secs(30 * 60);
 
-/// How late a backup may be before people are told.
+/// How far the clock of another member may be ahead.
+const SKEW: Duration = Duration::from_secs(60 * 60);
+
+/// How late a backup may be before people are told and others try.
 const PATIENCE: Duration = Duration::from_secs(2 * 60 * 60);
 
 #[cfg(test)]
@@ -311,7 +329,7 @@ mod tests {
         Scheduler::new("0 1 * * *".parse().unwrap()).with_retention(3)
     }
 
-    fn own() -> Turn {
+    fn own(_: bool) -> Turn {
         Turn::Own(BackupSource::new("/srv/pg", "host=/run"))
     }
 
@@ -358,6 +376,38 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_backup_of_the_future_is_none_of_tonight() {
+        let (store, mut scheduler) = (Noted::default(), nightly());
+        store.add(1, ONE + 3 * 86_400);
+        scheduler.step(after_one(60), &store, &mut own).await;
+        assert_eq!(store.asked(), ["push", "retain 3"]);
+        // A clock that is a little ahead is nobody's fault.
+        let (store, mut scheduler) = (Noted::default(), nightly());
+        store.add(1, ONE + 120);
+        scheduler.step(after_one(60), &store, &mut own).await;
+        assert_eq!(store.asked(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_late_is_told_of_however_often_there_are_any() {
+        let store = Noted::default();
+        let mut hourly = Scheduler::new("0 * * * *".parse().unwrap());
+        let mut late = Vec::new();
+        let mut other = |is_late| {
+            late.push(is_late);
+            Turn::Of(MemberName::new("b").unwrap())
+        };
+        for seconds in [0, 3600, 7200, 7260] {
+            hourly.step(after_one(seconds), &store, &mut other).await;
+        }
+        assert_eq!(hourly.told_of, Some(after_one(0)));
+        let mut nightly = nightly();
+        nightly.step(after_one(7199), &store, &mut other).await;
+        nightly.step(after_one(7200), &store, &mut other).await;
+        assert_eq!(late, [false, false, false, false, false, true]);
+    }
+
+    #[tokio::test]
     async fn beside_a_branch_of_later_timelines_nothing_is_deleted() {
         let (store, mut scheduler) = (Noted::default(), nightly());
         store.add(7, ONE - 5);
@@ -368,8 +418,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_made_when_it_is_anothers_turn_or_nobodys() {
         let (store, mut scheduler) = (Noted::default(), nightly());
-        let mut other = || Turn::Of(MemberName::new("b").unwrap());
-        let mut nobody = || Turn::Nobody;
+        let mut other = |_| Turn::Of(MemberName::new("b").unwrap());
+        let mut nobody = |_| Turn::Nobody;
         for seconds in [0, 7200, 7300] {
             scheduler.step(after_one(seconds), &store, &mut other).await;
             scheduler
@@ -377,6 +427,7 @@ mod tests {
                 .await;
         }
         assert_eq!(store.asked(), [""; 0]);
+        assert_eq!(scheduler.told_of, Some(after_one(0)), "people are told");
         // Whoever it was did not do it, and it is ours now.
         scheduler.step(after_one(7400), &store, &mut own).await;
         assert_eq!(store.asked(), ["push", "retain 3"]);

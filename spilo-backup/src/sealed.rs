@@ -20,8 +20,12 @@ use crate::objects::{Object, Objects};
 ///
 /// An object is sealed by XChaCha20-Poly1305 in pieces of 64 KiB, as the STREAM construction has
 /// them: one that was changed, shortened, lengthened or put under another name is damaged, and so
-/// is what somebody without the key put there. Names of sealed objects end with `.sealed`, and all
-/// others are invisible here: an archive is sealed from its beginning, or not at all.
+/// is what somebody without the key put there. Not seen is that an object was deleted, or replaced
+/// by an older one of the same name or by one of another archive with the same key: give each archive a
+/// key of its own.
+///
+/// Names of sealed objects end with `.sealed`. Others are refused, so that an archive that is not
+/// sealed is not taken for an empty one: it is sealed from its beginning, or not at all.
 ///
 /// ```text
 /// spilo-sealed-1\n        in ASCII
@@ -124,12 +128,18 @@ impl Objects for Sealed {
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<Object>, BackupError> {
-        let listed = self.inner.list(prefix).await?.into_iter();
-        let sealed = listed.filter_map(|object| {
-            let key = object.key.strip_suffix(SEALED)?.to_owned();
-            Some(Object { key, ..object })
-        });
-        let mut found: Vec<Object> = sealed.collect();
+        let mut found = Vec::new();
+        for object in self.inner.list(prefix).await? {
+            let Some(key) = object.key.strip_suffix(SEALED) else {
+                let action = format!("read {}", self.inner.place(&object.key));
+                let problem = "it is not sealed, and a key is given: an archive is sealed from its \
+                               beginning, or not at all";
+                let kind = BackupErrorKind::Refused;
+                return Err(BackupError::new(self.kind(), kind, action, problem));
+            };
+            let key = key.to_owned();
+            found.push(Object { key, ..object });
+        }
         found.sort();
         Ok(found)
     }

@@ -166,7 +166,7 @@ impl Session {
         })
     }
 
-    /// Makes a checkpoint on a primary, and returns where its log then ends.
+    /// Makes a checkpoint on a primary, and returns where its record begins.
     pub(crate) async fn checkpoint(&self) -> Result<Lsn, BackupError> {
         let action = "make a checkpoint";
         let made = self.client.simple_query("CHECKPOINT").await;

@@ -89,7 +89,9 @@ impl Archive {
         let mut files: BTreeMap<String, Vec<(String, Codec)>> = BTreeMap::new();
         let mut archived = Archived::default();
         let mut report = Report::default();
-        for object in self.objects.list(WAL).await? {
+        let listed = self.objects.list(WAL).await?;
+        self.not_sealed(&listed)?;
+        for object in listed {
             let Some((file, codec)) = layout::read_wal(&object.key) else {
                 report.unknown.push(object.key);
                 continue;

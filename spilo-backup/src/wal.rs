@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use spilo_core::backup::{BackupError, BackupErrorKind};
 use spilo_core::history::History;
@@ -14,7 +15,7 @@ use crate::blocking;
 use crate::body::{Body, PIECE};
 use crate::codec::Codec;
 use crate::forks::{Fork, GivenUp};
-use crate::layout;
+use crate::layout::{self, WAL};
 use crate::page::{self, FirstPage};
 use crate::unpack::Unpacked;
 
@@ -140,6 +141,49 @@ impl Archive {
             }
         }
         Err(failed)
+    }
+
+    /// Fetches an archived file for a recovery that ends where the log does: that a file of the log is
+    /// not there means that, unless its timeline goes on after it.
+    ///
+    /// # Errors
+    /// As [`fetch_wal`](Self::fetch_wal); `Damaged` where the file is missing in the middle of the log,
+    /// and does not come within ten seconds either, as one does that is pushed at the same time as
+    /// those after it.
+    ///
+    /// # Cancellation
+    /// As [`fetch_wal`](Self::fetch_wal).
+    pub async fn fetch_wal_to_the_end(&self, name: &str, into: &Path) -> Result<(), BackupError> {
+        for _ in 0..LATE {
+            match self.fetch_wal(name, into).await {
+                Err(error) if error.kind() == BackupErrorKind::NotFound => {
+                    if !self.goes_on_after(name).await? {
+                        return Err(error);
+                    }
+                }
+                fetched => return fetched,
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        let problem = "it is not in the archive, and later files of its timeline are: the log has a \
+                       hole here and not its end; see `wal-verify`, and take a newer backup";
+        let action = format!("fetch {name}");
+        Err(self.error(BackupErrorKind::Damaged, action, problem))
+    }
+
+    /// Returns whether a timeline goes on after a file of its log.
+    async fn goes_on_after(&self, name: &str) -> Result<bool, BackupError> {
+        let Ok(ArchiveFile::Segment(_)) = name.parse() else {
+            return Ok(false);
+        };
+        let timeline = name.get(..8).unwrap_or_default();
+        let listed = self.objects.list(&format!("{WAL}{timeline}")).await?;
+        let mut files = listed
+            .iter()
+            .filter_map(|object| layout::read_wal(&object.key));
+        // Names of one timeline are in the order of the log.
+        Ok(files
+            .any(|(file, _)| matches!(file, ArchiveFile::Segment(_)) && *file.to_string() > *name))
     }
 
     /// Returns the objects that hold a file of the log, compressed however.
@@ -386,3 +430,6 @@ fn fill(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     }
     Ok(filled)
 }
+
+/// How many seconds a file may come later than those after it.
+const LATE: u32 = 10;

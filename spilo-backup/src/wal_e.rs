@@ -20,8 +20,9 @@ use crate::command::{CommandOptions, Program};
 
 /// The archive of a stock WAL-E 1.1, for people who already run it.
 ///
-/// It does what `wal-e` does: `backup-list --detail`, `backup-push`, `backup-fetch`, `delete`,
-/// `wal-push` and `wal-fetch`.
+/// It does what `wal-e` does: `backup-list --detail`, `backup-push`, `backup-fetch`, `wal-push` and
+/// `wal-fetch`. It deletes nothing: to WAL-E the newest backup is the one with the greatest segment,
+/// whatever its timeline, which after a failover may be one of what was given up.
 /// Files of the log are of 16 MiB, the only size that it knows, and it says of no backup which
 /// cluster it is of.
 #[derive(Clone, Debug)]
@@ -80,7 +81,8 @@ impl BackupStore for WalE {
     }
 
     /// Makes a base backup as WAL-E does, which neither waits for the log nor says the backup's name:
-    /// it is found in the list.
+    /// it is found in the list. It can be made of a primary only, and where `wal-e` is killed the server
+    /// stays in backup mode until somebody calls `pg_stop_backup`.
     ///
     /// `Refused` for PostgreSQL 15 and later: WAL-E calls functions that these no longer have.
     async fn push(
@@ -115,14 +117,6 @@ impl BackupStore for WalE {
             self.program
                 .error(BackupErrorKind::Damaged, &action, problem)
         })
-    }
-
-    async fn retain(&self, count: usize, progress: Progress) -> Result<(), BackupError> {
-        let count = count.max(1).to_string();
-        let action = format!("keep {count} backups");
-        let arguments = ["delete", "--confirm", "retain", &count];
-        let ran = self.program.run(&action, &arguments, &progress).await;
-        ran.map(drop)
     }
 
     fn archive_command(&self) -> Option<String> {

@@ -65,7 +65,13 @@ fn ask_resident(command: &Command) -> Result<Heard, BackupError> {
             name,
             path,
             resident: Some(work_dir),
-        } => Resident::new(work_dir).fetch(name, path),
+        } => match Resident::new(work_dir).fetch(name, path) {
+            // Whether that is the end of the log is looked at more closely.
+            Err(error) if recovers() && error.kind() == BackupErrorKind::NotFound => {
+                Ok(Heard::Nobody)
+            }
+            heard => heard,
+        },
         _ => Ok(Heard::Nobody),
     }
 }
@@ -81,9 +87,13 @@ fn status(command: &Command, error: &anyhow::Error) -> u8 {
     };
     let kind = error.downcast_ref::<BackupError>().map(BackupError::kind);
     let absent = kind == Some(BackupErrorKind::NotFound);
-    // The server runs it in its data directory.
-    let recovers = Path::new("recovery.signal").exists() && !Path::new("standby.signal").exists();
-    if recovers && !absent { 255 } else { 1 }
+    if recovers() && !absent { 255 } else { 1 }
+}
+
+/// Returns whether it is run by a server that recovers, and ends with the log. The server runs it in
+/// its data directory.
+fn recovers() -> bool {
+    Path::new("recovery.signal").exists() && !Path::new("standby.signal").exists()
 }
 
 async fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -128,6 +138,9 @@ async fn work(arguments: &Arguments, archive: &Archive) -> Result<ExitCode> {
     match &arguments.command {
         Command::WalPush { path, .. } => {
             archive.push_wal(path).await?;
+        }
+        Command::WalFetch { name, path, .. } if recovers() => {
+            archive.fetch_wal_to_the_end(name, path).await?;
         }
         Command::WalFetch { name, path, .. } => archive.fetch_wal(name, path).await?,
         Command::Archiver(resident) => stay(archive.clone(), resident).await?,

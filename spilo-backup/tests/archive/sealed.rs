@@ -145,4 +145,34 @@ async fn an_archive_is_opened_with_any_of_its_keys_and_with_no_other() {
     let error = error.unwrap_err();
     assert_eq!(error.kind(), BackupErrorKind::Refused);
     assert!(error.to_string().contains("it is sealed"), "{error}");
+    let error = place.archive(Codec::None).verify_wal(None).await;
+    assert_eq!(error.unwrap_err().kind(), BackupErrorKind::Refused);
+
+    // Nor is one that is not sealed, with a key.
+    let place = Place::directory();
+    let plain = Arc::clone(&place.objects);
+    let path = place.file(NAME, &bytes);
+    place.archive(Codec::None).push_wal(&path).await.unwrap();
+    let error = place.opened(&plain, &[1]).fetch_wal(NAME, &into).await;
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), BackupErrorKind::Refused);
+    assert!(error.to_string().contains("it is not sealed"), "{error}");
+    let error = place.opened(&plain, &[1]).verify_wal(None).await;
+    assert_eq!(error.unwrap_err().kind(), BackupErrorKind::Refused);
+}
+
+/// A wrong key does not make an archive one without backups.
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_of_which_none_can_be_read_are_an_error() {
+    let place = Place::directory();
+    let plain = Arc::clone(&place.objects);
+    let sealed = Sealed::new(Arc::clone(&plain), keys(&[1]));
+    let key = "basebackups_005/base_000000010000000000000003_00000040_backup_stop_sentinel.json";
+    let sentinel = r#"{"wal_segment_backup_stop": "000000010000000000000003",
+        "wal_segment_offset_backup_stop": "00000312", "expanded_size_bytes": 24}"#;
+    sealed.put(key, Body::whole(sentinel)).await.unwrap();
+    let backups = place.opened(&plain, &[1]).backups_by_age().await.unwrap();
+    assert_eq!(backups.len(), 1);
+    let error = place.opened(&plain, &[2]).backups_by_age().await;
+    assert_eq!(error.unwrap_err().kind(), BackupErrorKind::Damaged);
 }

@@ -270,3 +270,30 @@ async fn what_is_not_what_its_name_says_is_not_archived(place: Place) {
     assert_eq!(error.kind(), BackupErrorKind::Unavailable, "{error}");
     assert!(place.objects.list("").await.unwrap().is_empty());
 }
+
+/// What retention has taken from under a recovery is a hole, and not where the log ends.
+#[tokio::test(start_paused = true)]
+async fn a_hole_is_not_the_end_of_the_log() {
+    let place = Place::directory();
+    let archive = place.archive(Codec::Zstd);
+    let name = |number: u32| format!("0000000100000000{number:08X}");
+    for number in [3, 5] {
+        let bytes = segment(&name(number), 7, 1 << 20, 1);
+        let path = place.file(&name(number), &bytes);
+        archive.push_wal(&path).await.unwrap();
+    }
+    let into = place.scratch().join("RECOVERYXLOG");
+    let fetch = async |name: &str| archive.fetch_wal_to_the_end(name, &into).await;
+    fetch(&name(3)).await.unwrap();
+    let error = fetch(&name(4)).await.unwrap_err();
+    assert_eq!(error.kind(), BackupErrorKind::Damaged, "{error}");
+    let beyond = [
+        name(6),
+        "000000020000000000000004".to_owned(),
+        "00000002.history".to_owned(),
+    ];
+    for name in beyond {
+        let error = fetch(&name).await.unwrap_err();
+        assert_eq!(error.kind(), BackupErrorKind::NotFound, "{name}: {error}");
+    }
+}

@@ -103,6 +103,12 @@ impl Backup {
             thresholds.backup_percent = percent;
         }
         let schedule = section.text("schedule");
+        if tool == BackupTool::WalE && schedule.is_some() {
+            let what = "is for spilo's own backups; with `store: wal-e`, let a timer on the primary \
+                        run `wal-e backup-push`";
+            let path = section.path("schedule");
+            problems.error(&path, ConfigErrorKind::Invalid, what.to_owned());
+        }
         let retain = section.count("retain");
         if retain.is_some() && schedule.is_none() {
             let what = "has no effect without `backup.schedule`: what is not needed is deleted after \

@@ -35,6 +35,8 @@ struct Memory {
     connected: Option<NodeTime>,
     /// When the server last took one, be it only to knock.
     knocked: Option<NodeTime>,
+    /// Whether it is better not knocked at.
+    speaks_tls: bool,
     /// Whether a new connection failed in a way that makes the old one's answers worthless: a
     /// stopped postmaster's backends answer as if nothing was.
     doubt: bool,
@@ -226,8 +228,10 @@ impl Eye {
             if !due(memory.knocked, KNOCK_EVERY) {
                 return Ok(Link::Kept);
             }
-            if sql::knock(&self.options, SHORT_ANSWER).await.is_ok() {
-                memory.knocked = Some(now);
+            if !memory.speaks_tls
+                && let Ok(speaks_tls) = sql::knock(&self.options, SHORT_ANSWER).await
+            {
+                (memory.speaks_tls, memory.knocked) = (speaks_tls, Some(now));
                 return Ok(Link::Knocked);
             }
             // A connection shows what is wrong.

@@ -133,8 +133,9 @@ impl Session {
 }
 
 /// Returns once the server has taken a connection and a process of it has answered, without logging
-/// in: it is asked whether it speaks TLS, and left. Nothing of that is in its log.
-pub(crate) async fn knock(options: &LocalOptions, limit: Duration) -> io::Result<()> {
+/// in: it is asked whether it speaks TLS, and left. Returns whether it does: then it has this in its
+/// log as a client that broke off, and is better not asked again.
+pub(crate) async fn knock(options: &LocalOptions, limit: Duration) -> io::Result<bool> {
     let asked = async {
         if let Some(directory) = &options.unix_socket_dir {
             let path = directory.join(format!(".s.PGSQL.{}", options.port));
@@ -147,11 +148,12 @@ pub(crate) async fn knock(options: &LocalOptions, limit: Duration) -> io::Result
     timeout(limit, asked).await?
 }
 
-async fn ask_for_tls(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
+async fn ask_for_tls(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<bool> {
     // `SSLRequest` of the protocol: its length and its code.
     stream.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).await?;
     match stream.read_u8().await? {
-        b'S' | b'N' => Ok(()),
+        b'S' => Ok(true),
+        b'N' => Ok(false),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }

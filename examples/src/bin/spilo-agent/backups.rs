@@ -89,7 +89,14 @@ pub(crate) fn beside(
     if let Some(scheduler) = scheduler(section)? {
         let (made_from, handle) = (section.made_from, handle.clone());
         beside.spawn(async move {
-            let turn = || whose(&handle.status(), made_from, &postgres);
+            let turn = |late| {
+                // Who is to make it cannot.
+                let made_from = match (made_from, late) {
+                    (MadeFrom::Replica, false) | (MadeFrom::Primary, true) => MadeFrom::Replica,
+                    (MadeFrom::Primary, false) | (MadeFrom::Replica, true) => MadeFrom::Primary,
+                };
+                whose(&handle.status(), made_from, &postgres)
+            };
             match scheduler.run(&*backups.store, turn).await {}
         });
     }

@@ -79,6 +79,11 @@ fn what_is_wrong_about_backups_is_named_with_the_remedy() {
             "backup.archive: is missing: `s3://BUCKET/PREFIX`, or an absolute path",
         ),
         (
+            json!({"backup": {"store": "wal-e", "schedule": "0 1 * * *"}}),
+            "backup.schedule: is for spilo's own backups; with `store: wal-e`, let a timer on the \
+             primary run `wal-e backup-push`",
+        ),
+        (
             json!({"backup": {"archive": "bucket/main"}}),
             "backup.archive: must be `s3://BUCKET/PREFIX` or an absolute path, found \
              \"bucket/main\"",
