@@ -208,10 +208,25 @@ impl Node {
     ///
     /// Fails where the program fails or takes longer than `limit`.
     pub async fn spilo_backup(&self, arguments: &[&str], limit: Duration) -> Result<String> {
+        self.spilo_backup_with(&[], arguments, limit).await
+    }
+
+    /// As [`spilo_backup`](Self::spilo_backup), with more in its environment.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub async fn spilo_backup_with(
+        &self,
+        variables: &[(&str, String)],
+        arguments: &[&str],
+        limit: Duration,
+    ) -> Result<String> {
         let program = self.program.with_file_name("spilo-backup");
         let line = exec::as_server_user(None, &program);
         let mut command = tokio::process::Command::new(&line[0]);
         command.args(&line[1..]).args(arguments);
+        command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.data_dir());
         exec::run(&mut command, limit).await
     }

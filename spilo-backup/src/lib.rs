@@ -10,7 +10,7 @@
 //!
 //! With the feature `schedule`, a [`Scheduler`] makes the base backups of a cluster at their times.
 //!
-//! With the feature `sealed`, [`Sealed`] encrypts all objects before they leave this machine.
+//! [`Sealed`] encrypts all objects before they leave this machine.
 //!
 //! What it gives back are the bytes that were put there, or an error: every codec but `none` has a
 //! checksum, a file of the log is compared with its name, and the parts of a base backup with what
@@ -53,7 +53,6 @@ mod s3;
 mod schedule;
 #[cfg(feature = "schedule")]
 mod scheduler;
-#[cfg(feature = "sealed")]
 mod sealed;
 mod sentinel;
 #[cfg(feature = "commands")]
@@ -83,7 +82,6 @@ pub use s3::{Encryption, S3, S3Options};
 pub use schedule::{BadSchedule, Schedule};
 #[cfg(feature = "schedule")]
 pub use scheduler::{Scheduler, Turn};
-#[cfg(feature = "sealed")]
 pub use sealed::{BadSealingKeys, Sealed, SealingKeys};
 #[cfg(feature = "commands")]
 pub use separate::Separate;

@@ -347,6 +347,14 @@ impl S3 {
                      list, read, write and delete in the bucket {bucket}"
                 ),
             ),
+            (code, status)
+                if status == Some(507) || FULL.iter().any(|full| code.contains(full)) =>
+            {
+                (
+                    BackupErrorKind::Unavailable,
+                    format!("the store is full ({code}{said}); make room for the bucket {bucket}"),
+                )
+            }
             (code, Some(status)) if status < 500 && status != 429 && status != 408 => (
                 BackupErrorKind::Refused,
                 format!("the server refuses it with {status} ({code}{said})"),
@@ -570,3 +578,6 @@ fn http_client(options: &S3Options) -> Result<aws_sdk_s3::config::SharedHttpClie
         .tls_context(context)
         .build_https())
 }
+
+/// What is in the codes by which stores say that they have no room.
+const FULL: [&str; 3] = ["StorageFull", "QuotaExceeded", "InsufficientStorage"];

@@ -328,7 +328,7 @@ async fn f38_wrong_bytes_are_never_handed_out() {
 }
 
 const SKEWED: &str = "HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\n\
-    Content-Length: 90\r\nConnection: close\r\n\r\n<Error><Code>RequestTimeTooSkewed</Code>\
+    Content-Length: 94\r\nConnection: close\r\n\r\n<Error><Code>RequestTimeTooSkewed</Code>\
     <Message>The difference is too large</Message></Error>";
 
 /// What a store says of time decides nothing: which backup is newest, what is deleted, and what is
@@ -359,6 +359,26 @@ async fn a_store_whose_clock_is_wrong_changes_nothing() {
         error.to_string().contains("the clocks of the server"),
         "{error}"
     );
+}
+
+const FULL: &str = "HTTP/1.1 507 Insufficient Storage\r\nContent-Type: application/xml\r\n\
+    Content-Length: 50\r\nConnection: close\r\n\r\n<Error><Code>XMinioStorageFull</Code>     </Error>";
+
+/// The error names the bucket, the key and the remedy, and it is worth trying again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_without_room_says_so() {
+    let (place, line, _) = line(Codec::Zstd).await;
+    let name = "000000010000000000000009";
+    let path = place.file(name, &segment(name, 7, 1 << 20, 1));
+    let archive = line.archive(Codec::Zstd, &[Fault::Answer(FULL); 50]).await;
+    let error = archive.push_wal(&path).await.unwrap_err();
+    assert_eq!(error.kind(), BackupErrorKind::Unavailable);
+    let text = error.to_string();
+    let named = [
+        format!("s3://{}/some/where/wal_005/{name}", crate::s3::BUCKET),
+        format!("make room for the bucket {}", crate::s3::BUCKET),
+    ];
+    assert!(named.iter().all(|named| text.contains(named)), "{text}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,11 @@
 //! What is deleted, and what never is.
 
-use spilo_backup::{Body, Codec, Keep};
-use spilo_core::backup::{BackupErrorKind, BackupName, BackupStore as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use spilo_backup::{Archive, ArchiveOptions, Body, Codec, Keep, Object, Objects};
+use spilo_core::async_trait;
+use spilo_core::backup::{BackupError, BackupErrorKind, BackupName, BackupStore as _};
 
 use crate::{Place, on_every_store};
 
@@ -204,4 +208,85 @@ async fn what_was_deleted_is_not_missed(place: Place) {
     place.objects.delete(lost).await.unwrap();
     let report = archive.verify_wal(None).await.unwrap();
     assert_eq!(report.holes.len(), 1, "{report:?}");
+}
+
+/// A store that deletes so many objects and then no more, as if whoever deletes had been killed.
+#[derive(Debug)]
+struct Stops {
+    store: Arc<dyn Objects>,
+    left: AtomicUsize,
+}
+
+#[async_trait]
+impl Objects for Stops {
+    fn kind(&self) -> &'static str {
+        self.store.kind()
+    }
+
+    fn place(&self, key: &str) -> String {
+        self.store.place(key)
+    }
+
+    async fn put(&self, key: &str, body: Body) -> Result<(), BackupError> {
+        self.store.put(key, body).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Body, BackupError> {
+        self.store.get(key).await
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Vec<Object>, BackupError> {
+        self.store.list(prefix).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BackupError> {
+        let left = self
+            .left
+            .fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        if left.is_err() {
+            let kind = BackupErrorKind::Unavailable;
+            return Err(BackupError::new("stops", kind, "delete", "on purpose"));
+        }
+        self.store.delete(key).await
+    }
+}
+
+#[tokio::test]
+async fn wherever_a_deletion_stops_every_backup_is_whole_and_the_next_one_ends_it() {
+    let whole = Place::directory();
+    history(&whole).await;
+    let kept = Keep::Newest(2);
+    whole
+        .archive(Codec::Zstd)
+        .expire(&kept, false)
+        .await
+        .unwrap();
+    let end = keys(&whole).await;
+    for stop in 0.. {
+        let place = Place::directory();
+        history(&place).await;
+        let stops = Stops {
+            store: Arc::clone(&place.objects),
+            left: AtomicUsize::new(stop),
+        };
+        let stopped = Archive::new(Arc::new(stops), ArchiveOptions::default());
+        let done = stopped.expire(&kept, false).await.is_ok();
+        let archive = place.archive(Codec::Zstd);
+        let there = keys(&place).await;
+        for backup in archive.backups().await.unwrap() {
+            let part = format!("basebackups_005/{}/tar_partitions/", backup.name);
+            assert!(
+                there.iter().any(|key| key.starts_with(&part)),
+                "{stop}: {backup:?}"
+            );
+        }
+        let lacks = archive.verify_wal(None).await.unwrap().unusable;
+        assert!(lacks.is_empty(), "{stop}: {lacks:?}");
+        archive.expire(&kept, false).await.unwrap();
+        assert_eq!(keys(&place).await, end, "{stop}");
+        if done {
+            assert!(stop > 8, "only {stop} objects were deleted");
+            break;
+        }
+    }
 }

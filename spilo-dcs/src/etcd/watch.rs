@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Error, EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Client, Error, WatchOptions, WatchResponse, WatchStream};
 use spilo_core::Revision;
 use spilo_core::dcs::Key;
 use tokio::time::{sleep, timeout};
@@ -138,10 +138,7 @@ impl Watch {
 }
 
 async fn open(client: Client, base: &str, start: i64) -> Result<Unchecked<WatchStream>, Error> {
-    let options = WatchOptions::new()
-        .with_prefix()
-        .with_prev_key()
-        .with_start_revision(start);
+    let options = WatchOptions::new().with_prefix().with_start_revision(start);
     client
         .watch_client()
         .watch(base, Some(options))
@@ -150,21 +147,12 @@ async fn open(client: Client, base: &str, start: i64) -> Result<Unchecked<WatchS
 }
 
 /// Returns the revision of the newest change in a message that a watcher is woken for: the
-/// leader's position changes all the time, and nobody waits for it, nor for a member that says the
-/// same again, lest its record end with its lease.
+/// leader's position changes all the time, and nobody waits for it.
 fn newest(keys: &Keys, message: &WatchResponse) -> Revision {
     let changed = message.events().iter().filter_map(|event| {
         let kv = event.kv()?;
         match keys.place(kv.key())? {
             Place::Document(Key::Status | Key::LegacyOptime) => None,
-            Place::Member(_)
-                if event.event_type() == EventType::Put
-                    && event
-                        .prev_kv()
-                        .is_some_and(|before| before.value() == kv.value()) =>
-            {
-                None
-            }
             Place::Document(_) | Place::Leader | Place::Member(_) => {
                 Some(revision(kv.mod_revision()))
             }

@@ -332,25 +332,6 @@ async fn the_leaders_position_wakes_no_watcher() {
 }
 
 #[tokio::test]
-async fn a_member_that_says_the_same_again_wakes_no_watcher() {
-    let cluster = EtcdCluster::start(1).await;
-    let etcd = cluster.etcd();
-    let ttl = Duration::from_secs(30);
-    etcd.announce(&me(), bytes("one"), ttl).await.unwrap();
-    let since = etcd.read().await.unwrap().revision;
-    etcd.announce(&me(), bytes("one"), ttl).await.unwrap();
-    assert!(etcd.read().await.unwrap().revision > since, "it is written");
-    let woken = tokio::time::timeout(Duration::from_secs(1), etcd.changed(since)).await;
-    assert!(woken.is_err(), "nobody waits for it");
-    etcd.announce(&me(), bytes("two"), ttl).await.unwrap();
-    within(Duration::from_secs(1), etcd.changed(since)).await;
-    let since = etcd.read().await.unwrap().revision;
-    cluster.ctl(&["del", "/service/", "--prefix"]);
-    etcd.announce(&me(), bytes("two"), ttl).await.unwrap();
-    within(Duration::from_secs(1), etcd.changed(since)).await;
-}
-
-#[tokio::test]
 async fn an_endpoint_that_is_gone_costs_no_call() {
     let cluster = EtcdCluster::start(1).await;
     let mut options = cluster.options();

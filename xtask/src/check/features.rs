@@ -1,5 +1,4 @@
-//! Every feature of every library, alone: it must build without its neighbours. And the daemon with
-//! nothing built in but what it cannot do without.
+//! Every feature of every library, alone: it must build without its neighbours.
 
 use std::path::Path;
 
@@ -18,7 +17,6 @@ pub(super) fn alone(workspace: &Path) -> Result<Vec<(String, Option<String>)>> {
         pairs.push((library.to_owned(), None));
         pairs.extend(named(&text).map(|feature| (library.to_owned(), Some(feature.to_owned()))));
     }
-    pairs.push(("spilo-examples".to_owned(), None));
     Ok(pairs)
 }
 
