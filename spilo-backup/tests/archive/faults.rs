@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spilo_backup::{Archive, ArchiveOptions, Codec, Keep, Pushed};
+use spilo_backup::{Archive, ArchiveOptions, Body, Codec, Keep, Objects as _, Pushed};
 use spilo_core::backup::BackupErrorKind;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -367,15 +367,15 @@ const FULL: &str = "HTTP/1.1 507 Insufficient Storage\r\nContent-Type: applicati
 /// The error names the bucket, the key and the remedy, and it is worth trying again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_without_room_says_so() {
-    let (place, line, _) = line(Codec::Zstd).await;
-    let name = "000000010000000000000009";
-    let path = place.file(name, &segment(name, 7, 1 << 20, 1));
-    let archive = line.archive(Codec::Zstd, &[Fault::Answer(FULL); 50]).await;
-    let error = archive.push_wal(&path).await.unwrap_err();
+    let (_place, line, _) = line(Codec::Zstd).await;
+    *line.planned.lock().unwrap() = [Fault::Answer(FULL); 50].into();
+    let objects = client(&format!("http://{}", line.address)).await;
+    let key = format!("wal_005/{NAME}.zst");
+    let error = objects.put(&key, Body::whole("x")).await.unwrap_err();
     assert_eq!(error.kind(), BackupErrorKind::Unavailable);
     let text = error.to_string();
     let named = [
-        format!("s3://{}/some/where/wal_005/{name}", crate::s3::BUCKET),
+        format!("s3://{}/some/where/{key}", crate::s3::BUCKET),
         format!("make room for the bucket {}", crate::s3::BUCKET),
     ];
     assert!(named.iter().all(|named| text.contains(named)), "{text}");
