@@ -26,8 +26,8 @@ pub struct Scheduler {
     failures: u32,
     /// The last of the times after which it was looked whether a backup is missing.
     told: Option<SystemTime>,
-    /// The last of the times of which it was told that one is.
-    told_of: Option<SystemTime>,
+    /// That time, if one is: others than those whose turn it was make it then.
+    missing: Option<SystemTime>,
 }
 
 /// Whose turn it is to make a base backup.
@@ -50,7 +50,7 @@ impl Scheduler {
             settled: None,
             failures: 0,
             told: None,
-            told_of: None,
+            missing: None,
         }
     }
 
@@ -93,7 +93,7 @@ impl Scheduler {
             // Machines sleep and clocks are set, and a timer knows of neither.
             return wait.unwrap_or(LOOK).clamp(SHORTEST, LOOK);
         }
-        let late = self.overdue(now) == Some(due);
+        let late = self.missing.is_some() && self.missing == self.overdue(now);
         match turn(late) {
             Turn::Own(source) => match self.make(now, due, store, &source).await {
                 Ok(()) => {
@@ -152,7 +152,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Returns the last of the times of which the backup is late now, if it is not there.
+    /// Returns the last of the times of which a backup that is not there is late.
     fn overdue(&self, now: SystemTime) -> Option<SystemTime> {
         self.schedule.latest(now.checked_sub(PATIENCE)?)
     }
@@ -165,10 +165,10 @@ impl Scheduler {
         self.told = Some(due);
         let since = shown(due);
         match is_made(store, now, due).await {
-            Ok(true) => self.told_of = None,
+            Ok(true) => self.missing = None,
             Ok(false) => {
                 tracing::warn!("no base backup was made since {since}; {why}");
-                self.told_of = Some(due);
+                self.missing = Some(due);
             }
             Err(error) => {
                 tracing::warn!(
@@ -400,11 +400,12 @@ mod tests {
         for seconds in [0, 3600, 7200, 7260] {
             hourly.step(after_one(seconds), &store, &mut other).await;
         }
-        assert_eq!(hourly.told_of, Some(after_one(0)));
+        assert_eq!(hourly.missing, Some(after_one(0)));
         let mut nightly = nightly();
         nightly.step(after_one(7199), &store, &mut other).await;
         nightly.step(after_one(7200), &store, &mut other).await;
-        assert_eq!(late, [false, false, false, false, false, true]);
+        nightly.step(after_one(7205), &store, &mut other).await;
+        assert_eq!(late, [false, false, false, true, false, false, true]);
     }
 
     #[tokio::test]
@@ -427,7 +428,7 @@ mod tests {
                 .await;
         }
         assert_eq!(store.asked(), [""; 0]);
-        assert_eq!(scheduler.told_of, Some(after_one(0)), "people are told");
+        assert_eq!(scheduler.missing, Some(after_one(0)), "people are told");
         // Whoever it was did not do it, and it is ours now.
         scheduler.step(after_one(7400), &store, &mut own).await;
         assert_eq!(store.asked(), ["push", "retain 3"]);
