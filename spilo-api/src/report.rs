@@ -215,6 +215,7 @@ impl Report {
             "write": self.is_writable(),
             "cannot_write": self.cannot_write(),
             "waits_ms": millis(status.waits_until.since(self.now)),
+            "barred": status.barred,
             "lease": lease,
             "fence": status.fence,
             "weaknesses": status.weaknesses,

@@ -70,6 +70,7 @@ pub struct Agent {
     operation: Option<(OpId, oneshot::Sender<()>)>,
     questions: BTreeMap<Ticket, oneshot::Sender<ConsentAnswer>>,
     question: u64,
+    silences: effects::Silences,
 }
 
 /// What others ask of the running agent.
@@ -100,6 +101,7 @@ impl Agent {
             operation: None,
             questions: BTreeMap::new(),
             question: 0,
+            silences: effects::Silences::default(),
         };
         (agent, handle)
     }
@@ -264,7 +266,9 @@ impl Agent {
             }
             Command::AskPeer(ticket, name, url) => {
                 let peers = Arc::clone(&backends.peers);
-                self.tasks.spawn(effects::ask(peers, ticket, name, url));
+                let silences = effects::Silences::clone(&self.silences);
+                self.tasks
+                    .spawn(effects::ask(peers, silences, ticket, name, url));
             }
             Command::AskConsent(ticket, members, request) => {
                 let peers = Arc::clone(&backends.peers);

@@ -321,7 +321,8 @@ const TTL_FLOOR: Duration = Duration::from_secs(3);
 
 /// The longest that every store can keep: Consul's sessions end after a day. Spans are added and
 /// multiplied, and a number that somebody mistyped must not overflow anywhere.
-const TTL_CEILING: Duration = Duration::from_secs(86_400);
+/// The longest ttl that there may be.
+pub(crate) const TTL_CEILING: Duration = Duration::from_secs(86_400);
 
 /// One year: nobody means more, and no clock or timer of a backend has to cope with it.
 const SPAN_CEILING: Duration = Duration::from_secs(365 * 86_400);

@@ -115,6 +115,12 @@ mutants! {
     UnfencedKeepsLock,
     /// What was tried on old data counts against new ones.
     OldDataRemembered,
+    /// The number of a timeline is taken for the fork that it began at.
+    ForkByNumber,
+    /// A peer that is ahead is waited for although it says that it may not lead.
+    BarredAwaited,
+    /// A holder whose server does not stay up is started in place again and again.
+    StartedForEver,
 }
 
 #[cfg(spilo_mutants)]

@@ -62,6 +62,10 @@ pub struct PeerStatus {
     /// have: the answer of a spilo node (`spilo.waits_ms`). Nothing, if it may take it at once.
     #[serde(default)]
     pub waits: Duration,
+    /// Whether it says that it may not take the lock, for a reason that need not pass: the answer of
+    /// a spilo node (`spilo.barred`).
+    #[serde(default)]
+    pub barred: bool,
 }
 
 /// A primary's question for consent.

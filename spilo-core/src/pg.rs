@@ -262,6 +262,14 @@ pub enum Server {
         /// Whether the guard is its parent.
         guarded: bool,
     },
+    /// It runs and does not let the agent in, so that nothing more is known of it: its password or
+    /// `pg_hba.conf` is another than the agent's, or every connection is taken.
+    Closed {
+        /// Why, as in `password authentication failed for user "postgres"`.
+        saying: String,
+        /// Whether the guard is its parent.
+        guarded: bool,
+    },
     /// Processes are alive and it does not answer within the time allowed.
     Hung {
         /// Whether the guard is its parent.
@@ -473,7 +481,9 @@ impl PgStatus {
     pub fn running(&self) -> Option<&Running> {
         match &self.server {
             Server::Running(running) => Some(running),
-            Server::Down | Server::Busy { .. } | Server::Hung { .. } => None,
+            Server::Down | Server::Busy { .. } | Server::Closed { .. } | Server::Hung { .. } => {
+                None
+            }
         }
     }
 
@@ -490,7 +500,7 @@ impl PgStatus {
     pub fn position(&self) -> Option<WalPosition> {
         match &self.server {
             Server::Running(running) => Some(running.position()),
-            Server::Down | Server::Busy { .. } | Server::Hung { .. } => {
+            Server::Down | Server::Busy { .. } | Server::Closed { .. } | Server::Hung { .. } => {
                 self.control().map(|control| control.position)
             }
         }

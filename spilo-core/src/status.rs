@@ -49,6 +49,9 @@ pub struct Status {
     /// Until when it takes no lock, because it promised so to a primary that lives by consent, or
     /// may have done so before it started. Most often past.
     pub waits_until: NodeTime,
+    /// Whether it may not take the lock, for a reason that need not pass: nobody waits for it for
+    /// ever.
+    pub barred: bool,
     /// What it decided last: the rule and why.
     pub decision: (&'static str, String),
     /// When the machine last took a step; a node that does not step is not alive.
@@ -133,6 +136,7 @@ impl Status {
             streaming: running.is_some_and(streams),
             cannot_write: self.cannot_write(),
             waits: self.waits_until.since(self.at),
+            barred: self.barred,
         }
     }
 
@@ -147,7 +151,7 @@ impl Status {
         match self.postgres.as_ref().map(|p| &p.server) {
             Some(Server::Down) => true,
             Some(Server::Running(running)) => !running.is_primary(),
-            Some(Server::Busy { .. } | Server::Hung { .. }) | None => false,
+            Some(Server::Busy { .. } | Server::Closed { .. } | Server::Hung { .. }) | None => false,
         }
     }
 }

@@ -5,15 +5,21 @@
 mod node;
 
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+use spilo_core::Revision;
 use spilo_core::ids::{MemberName, SystemId};
 use spilo_core::pg::{
     DataDir, PgErrorKind, PgOp, PgOpKind, PgStatus, Postgres as _, Progress, Role, Server,
     StartRole,
 };
+use spilo_core::time::{Clock, NodeTime};
+use spilo_pg::{BootClock, LocalPostgres};
 
-use node::{Node, Version, sandbox};
+use node::{Node, Version, config, sandbox};
 
 fn version() -> Version {
     Version::find("15").expect("version 15 is always there")
@@ -63,6 +69,10 @@ async fn a_stuck_receiver_does_not_hold_a_hand_over() {
     })
     .await;
     receiver.signal(rustix::process::Signal::STOP);
+    // More than sockets hold: its walsender waits with something half sent.
+    let message = "pg_logical_emit_message(false, 'x', repeat('x', 1000000))";
+    a.sql(&format!("SELECT {message} FROM generate_series(1, 30)"))
+        .await;
     let begun = Instant::now();
     a.run(PgOp::HandOver {
         candidate: Some(b.name()),
@@ -75,6 +85,86 @@ async fn a_stuck_receiver_does_not_hold_a_hand_over() {
     );
     let end = a.postgres.observe().await.unwrap().position().unwrap();
     assert_eq!(b.running().await.position(), end);
+}
+
+/// A boot clock that can be put forward.
+#[derive(Debug, Default)]
+struct Ahead(BootClock, AtomicU64);
+
+#[async_trait::async_trait]
+impl Clock for Ahead {
+    fn now(&self) -> NodeTime {
+        self.0.now() + Duration::from_secs(self.1.load(Ordering::Relaxed))
+    }
+
+    async fn sleep_until(&self, at: NodeTime) {
+        self.0.sleep_until(at).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_let_the_agent_in_any_more_is_none_that_does_not_start() {
+    let dir = sandbox();
+    let mut options = None;
+    let a = Node::with(&version(), dir.path(), "pg-a", |own| {
+        options = Some(own.clone());
+    })
+    .await;
+    a.bootstrap(&[]).await;
+    let clock = Arc::new(Ahead::default());
+    let look = |clock: &Arc<Ahead>| {
+        let guard = Arc::clone(&a.guard);
+        LocalPostgres::new(options.clone().unwrap(), guard, Arc::clone(clock) as _)
+    };
+    let agent = look(&clock);
+    let running = || async { agent.observe().await.unwrap().running().is_some() };
+    assert!(running().await);
+    a.sql("ALTER ROLE postgres PASSWORD 'another'").await;
+    // A new login is due, and fails; the one from before answers.
+    for minute in 1..4 {
+        clock.1.store(61 * minute, Ordering::Relaxed);
+        assert!(running().await, "{minute}");
+    }
+    // An agent that has no connection from before knows that it runs, and no more.
+    let server = look(&clock).observe().await.unwrap().server;
+    let Server::Closed { saying, guarded } = server else {
+        panic!("{server:?}");
+    };
+    assert!(guarded && saying.contains("password"), "{saying}");
+}
+
+#[tokio::test]
+async fn a_standby_that_waits_for_higher_parameters_is_ended_and_comes_back_with_them() {
+    let dir = sandbox();
+    for name in ["13", "15", "18"] {
+        let Some(version) = Version::find(name) else {
+            continue;
+        };
+        let (a, b) = (format!("pg-a{name}"), format!("pg-b{name}"));
+        let a = Node::new(&version, dir.path(), &a).await;
+        let b = Node::new(&version, dir.path(), &b).await;
+        a.bootstrap(&[b.name().as_str()]).await;
+        b.join(&a).await;
+        a.run(PgOp::Configure {
+            revision: Revision(2),
+            config: Arc::new(config(json!({ "max_connections": 150 }))),
+        })
+        .await;
+        a.run(PgOp::Stop).await;
+        a.arm(2).await;
+        let role = StartRole::Primary;
+        a.run(PgOp::Start { role }).await;
+        b.until("it ends", |status| status.server == Server::Down)
+            .await;
+        b.follow_from_start(&a).await;
+        assert_eq!(b.sql("SHOW max_connections").await, "150", "{name}");
+        // What somebody has paused stays so.
+        b.sql("SELECT pg_wal_replay_pause()").await;
+        for _ in 0..5 {
+            assert!(!b.running().await.is_primary());
+        }
+        assert_eq!(b.sql("SELECT pg_is_wal_replay_paused()").await, "t");
+    }
 }
 
 #[tokio::test]

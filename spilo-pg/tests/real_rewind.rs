@@ -65,6 +65,33 @@ async fn an_interrupted_rewind_is_gone_on_with_and_throws_nothing_away() {
     a.sql("TABLE of_b").await;
 }
 
+#[tokio::test]
+async fn a_rewind_fetches_the_log_that_it_lacks() {
+    let dir = sandbox();
+    let archive = dir.path().join("archive");
+    std::fs::create_dir(&archive).unwrap();
+    for name in ["13", "15"] {
+        let Some(version) = Version::find(name) else {
+            continue;
+        };
+        let command = format!("cp {}/%f %p", archive.display());
+        let (a, b) = (format!("pg-a{name}"), format!("pg-b{name}"));
+        let a = Node::with(&version, dir.path(), &a, |options| {
+            options
+                .recovery_conf
+                .insert("restore_command".to_owned(), command.into());
+        })
+        .await;
+        let b = Node::new(&version, dir.path(), &b).await;
+        a.bootstrap(&[b.name().as_str()]).await;
+        b.join(&a).await;
+        diverge(&a, &b).await;
+        a.run(PgOp::Rewind { from: b.upstream() }).await;
+        a.follow_from_start(&b).await;
+        a.sql("TABLE of_b").await;
+    }
+}
+
 /// Makes `b` the primary of a new timeline while `a` goes on with the old one, and crashes `a`.
 async fn diverge(a: &Node, b: &Node) {
     b.arm(2).await;

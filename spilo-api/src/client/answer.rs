@@ -58,6 +58,9 @@ pub(super) fn read(body: &[u8]) -> Result<PeerStatus, String> {
             .and_then(|own| own.get("waits_ms")?.as_u64())
             .map(Duration::from_millis)
             .unwrap_or_default(),
+        barred: object(&map, "spilo")
+            .and_then(|own| own.get("barred")?.as_bool())
+            .unwrap_or_default(),
     })
 }
 

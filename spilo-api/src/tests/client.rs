@@ -82,6 +82,7 @@ async fn spilo_nodes_understand_each_other() {
         streaming: false,
         cannot_write: false,
         waits: Duration::ZERO,
+        barred: false,
     };
     for (case, status, expected) in [
         (
@@ -401,6 +402,7 @@ async fn odd_values_in_a_status_are_left_out() {
         streaming: false,
         cannot_write: false,
         waits: Duration::ZERO,
+        barred: false,
     };
     assert_eq!(status, expected);
 }

@@ -15,6 +15,7 @@ fn good(position: Option<u64>) -> PeerStatus {
         streaming: true,
         cannot_write: true,
         waits: Duration::ZERO,
+        barred: false,
     }
 }
 

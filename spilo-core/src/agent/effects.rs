@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,7 +17,7 @@ use crate::machine::{
     Event, Failure, GuardRequest, LeaseAnswer, LeaseRequest, ReadAnswer, ReadRequest, Ticket,
     WriteRequest,
 };
-use crate::peer::{ConsentRequest, Peers};
+use crate::peer::{ConsentRequest, PeerError, Peers};
 use crate::pg::{PgError, PgErrorKind, PgOp, PgOpKind, Postgres, Progress, Upstream};
 
 pub(super) async fn lease(
@@ -184,14 +184,31 @@ pub(super) async fn guard(guard: Arc<dyn Guard>, ticket: Ticket, request: GuardR
     )
 }
 
+/// Why each member that did not answer when it was last asked did not.
+pub(super) type Silences = Arc<Mutex<BTreeMap<MemberName, String>>>;
+
 pub(super) async fn ask(
     peers: Arc<dyn Peers>,
+    silences: Silences,
     ticket: Ticket,
     name: MemberName,
     url: String,
 ) -> Event {
-    let answer = timeout(PEER, peers.ask(&url)).await;
-    Event::PeerAnswered(ticket, name, answer.ok().and_then(Result::ok))
+    let answer = match timeout(PEER, peers.ask(&url)).await {
+        Ok(answer) => answer.map_err(|error| error.to_string()),
+        Err(_) => Err(PeerError::new(url, format!("no answer within {PEER:?}")).to_string()),
+    };
+    let mut silences = silences.lock().unwrap_or_else(PoisonError::into_inner);
+    match &answer {
+        Ok(_) => drop(silences.remove(&name)),
+        // It is asked again and again, and the reason said when it is another one.
+        Err(why) if silences.get(&name) != Some(why) => {
+            tracing::warn!("{name} does not answer: {why}");
+            silences.insert(name.clone(), why.clone());
+        }
+        Err(_) => {}
+    }
+    Event::PeerAnswered(ticket, name, answer.ok())
 }
 
 pub(super) async fn consent(

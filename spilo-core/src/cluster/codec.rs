@@ -10,7 +10,7 @@ use super::{
     ConfigDocument, FailoverDocument, HistoryEntry, Initialize, Leader, Malformed, Member,
     MemberRole, ReleaseDocument, StatusDocument, SyncDocument,
 };
-use crate::config::DynamicConfig;
+use crate::config::{DynamicConfig, TTL_CEILING};
 use crate::dcs::{Entry, LeaderRecord};
 use crate::ids::{Epoch, MemberName, SystemId};
 use crate::wal::{Lsn, Timeline};
@@ -321,7 +321,8 @@ pub(super) fn release(entry: Option<&Entry>, bad: &mut Bad) -> Option<ReleaseDoc
     Some(ReleaseDocument {
         epoch: Epoch(epoch),
         name,
-        ttl: number("ttl_ms").map(Duration::from_millis),
+        // No ttl is longer, and a wrong number must not be waited for till the end of days.
+        ttl: number("ttl_ms").map(|ms| Duration::from_millis(ms).min(TTL_CEILING)),
         // What cannot be read proves no release.
         taken: !matches!(map.get("taken"), None | Some(Value::Bool(false))),
         position: timeline.zip(number("lsn").map(Lsn)),

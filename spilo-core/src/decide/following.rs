@@ -21,7 +21,7 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     Some(match &view.pg()?.server {
         Server::Down => restart(view, control),
         Server::Running(_) => follow(view),
-        Server::Busy { saying, .. } => {
+        Server::Busy { saying, .. } | Server::Closed { saying, .. } => {
             if let Some(decision) = diverged_while_busy(view) {
                 return Some(decision);
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Action, Decision, Rule, View, safety, switchover};
 use crate::cluster::Initialize;
 use crate::ids::SlotName;
+use crate::mutant::{Mutant, planted};
 use crate::pg::{Control, PgOp, PgOpKind, Role, Running, Server, StartRole, Upstream};
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
@@ -18,6 +19,8 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
         },
         Server::Down => start(view, control),
         Server::Busy { saying, .. } => busy(view, saying),
+        // Ended and started anew it would be as closed as before, and it may serve its clients.
+        Server::Closed { saying, .. } => Decision::wait(Rule::AwaitServer, saying.clone()),
         Server::Hung { .. } => hung(view),
     })
 }
@@ -242,12 +245,22 @@ fn ready(view: &View<'_>) -> Option<Decision> {
 }
 
 fn busy(view: &View<'_>, saying: &str) -> Decision {
-    let spent = view.now().since(view.facts.server_since);
-    if spent >= view.config().primary_start_timeout && has_others(view) {
-        let why = format!("it has been saying {saying:?} for {} s", spent.as_secs());
+    if let Some(spent) = overdue(view) {
+        let why = format!(
+            "it says {saying:?}, and takes no writes for {} s",
+            spent.as_secs()
+        );
         return Decision::new(Rule::FenceHung, Action::Fence, why);
     }
     Decision::wait(Rule::AwaitServer, saying.to_owned())
+}
+
+/// Returns for how long the server of the holder has taken no writes, where that is too long and
+/// another node may do better.
+pub(super) fn overdue(view: &View<'_>) -> Option<Duration> {
+    let spent = view.now().since(view.facts.outage.as_ref()?.since);
+    let late = spent >= view.config().primary_start_timeout && !planted(Mutant::StartedForEver);
+    (late && has_others(view)).then_some(spent)
 }
 
 fn hung(view: &View<'_>) -> Decision {
@@ -259,17 +272,22 @@ fn hung(view: &View<'_>) -> Decision {
     Decision::wait(Rule::AwaitServer, why)
 }
 
+/// Returns why another node has to try, if it has.
 fn unstartable(view: &View<'_>) -> Option<Decision> {
-    let failure = view.facts.failures.get(&PgOpKind::Start)?;
-    let impatient = view.config().primary_start_timeout.is_zero() && failure.times > 0;
-    if !has_others(view) || (failure.times < START_TRIES && !impatient) {
-        return None;
+    let release = |why: &str| Some(safety::release(view, Rule::ReleaseUnstartable, why));
+    let failure = view.facts.failures.get(&PgOpKind::Start);
+    let said = failure.map_or("it was started and ended again", |failure| &failure.text);
+    if let Some(spent) = overdue(view) {
+        let why = format!("it takes no writes for {} s; {said}", spent.as_secs());
+        return release(&why);
     }
-    Some(safety::release(
-        view,
-        Rule::ReleaseUnstartable,
-        &failure.text,
-    ))
+    let starts = view.facts.outage.as_ref().map_or(0, |outage| outage.starts);
+    let failed = failure.map_or(0, |failure| failure.times);
+    let again = starts >= START_TRIES && !planted(Mutant::StartedForEver);
+    if has_others(view) && (failed >= START_TRIES || again) {
+        return release(said);
+    }
+    None
 }
 
 fn has_others(view: &View<'_>) -> bool {

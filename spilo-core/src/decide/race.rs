@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{Action, Decision, Rule, View, bootstrap};
-use crate::cluster::FailoverDocument;
-use crate::history::History;
+use crate::cluster::{FailoverDocument, HistoryEntry};
+use crate::history::{End, History};
 use crate::ids::MemberName;
 use crate::machine::LeaseRequest;
 use crate::machine::facts::Seen;
@@ -13,7 +13,7 @@ use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
 use crate::pg::{PgOp, PgOpKind, Running, Server};
 use crate::time::NodeTime;
-use crate::wal::{Lsn, WalPosition};
+use crate::wal::{Lsn, Timeline, WalPosition};
 
 pub(super) fn decide(view: &View<'_>) -> Decision {
     take_back(view)
@@ -72,7 +72,7 @@ fn start(view: &View<'_>) -> Option<Decision> {
                 "nobody holds the lock",
             ))
         }
-        Some(Server::Busy { saying, .. }) => {
+        Some(Server::Busy { saying, .. } | Server::Closed { saying, .. }) => {
             Some(Decision::wait(Rule::AwaitPosition, saying.clone()))
         }
         Some(Server::Hung { .. }) => {
@@ -176,7 +176,7 @@ fn unlisted(view: &View<'_>, stopped: bool) -> Option<Decision> {
     let listed = list
         .or(remembered)
         .is_none_or(|list| list.is_empty() || list.contains_key(&view.me.name));
-    if !listed && !planted(Mutant::UnlistedAcquires) {
+    if !listed && !stopped && !planted(Mutant::UnlistedAcquires) {
         let why = format!(
             "{} is not among the members by whose consent a primary may live without the store; if \
              none of them is left, set the key failsafe to {{}}",
@@ -211,16 +211,11 @@ fn position(view: &View<'_>) -> Option<Decision> {
             "the position is not known",
         ));
     };
-    let manual = view
-        .failover()
-        .is_some_and(|f| names(f.candidate.as_deref(), &view.me.name));
-    if let Some(why) = too_far_behind(view, mine.lsn).filter(|_| !manual) {
+    if let Some(why) = too_far_behind(view, mine.lsn).filter(|_| !is_ordered(view)) {
         return Some(Decision::wait(Rule::TooFarBehind, why));
     }
-    if view.config().check_timeline
-        && let Some(latest) = cluster.timeline()
-        && latest != mine.timeline
-    {
+    let fork = cluster.history.as_ref().and_then(|history| history.last());
+    if let Some(fork) = fork.filter(|_| view.config().check_timeline) {
         let Some(history) = &view.facts.own_history else {
             let action = Action::ReadHistory(None);
             return Some(Decision::new(
@@ -229,15 +224,27 @@ fn position(view: &View<'_>) -> Option<Decision> {
                 "the own history is not known",
             ));
         };
-        if history.end_of(latest).is_none() {
+        if !has_come_through(history, fork) {
             let why = format!(
-                "the cluster is on timeline {latest}, this server on {}",
-                mine.timeline
+                "the cluster left timeline {} at {}, and this server, on {}, did not; if it is \
+                 the one to go on with, delete the key history",
+                fork.timeline, fork.end, mine.timeline
             );
             return Some(Decision::wait(Rule::TimelineBehind, why));
         }
     }
     None
+}
+
+/// Whether a server came to where it is through the last fork that the store knows of.
+///
+/// The number of a timeline does not tell: the next one may be any that nobody has used, and two
+/// that nobody saw promoted may have the same.
+fn has_come_through(history: &History, fork: &HistoryEntry) -> bool {
+    if planted(Mutant::ForkByNumber) {
+        return history.end_of(Timeline(fork.timeline.0 + 1)).is_some();
+    }
+    history.end_of(fork.timeline) == Some(End::At(fork.end))
 }
 
 /// Returns what the peers say against it.
@@ -276,7 +283,7 @@ fn peers(view: &View<'_>) -> Option<Decision> {
     if let Some(decision) = asked.and_then(|asked| await_candidate(view, asked, answer)) {
         return Some(decision);
     }
-    if asked.is_some_and(|f| names(f.candidate.as_deref(), &view.me.name)) {
+    if is_ordered(view) {
         return None;
     }
     let is_late = free_for(view).is_some_and(|spent| spent >= view.config().ttl);
@@ -284,7 +291,8 @@ fn peers(view: &View<'_>) -> Option<Decision> {
         let Some(peer) = answer(name).and_then(|seen| seen.value.as_ref()) else {
             continue;
         };
-        if peer.no_failover || (is_unlisted(view, name) && is_late) {
+        let barred = is_unlisted(view, name) || (peer.barred && !planted(Mutant::BarredAwaited));
+        if peer.no_failover || (barred && is_late) {
             continue;
         }
         if let Some(theirs) = ahead(peer, mine, view.facts.own_history.as_ref()) {
@@ -299,6 +307,12 @@ fn peers(view: &View<'_>) -> Option<Decision> {
         }
     }
     None
+}
+
+/// Whether somebody wants this node to be the next primary, whatever is lost by it.
+fn is_ordered(view: &View<'_>) -> bool {
+    view.failover()
+        .is_some_and(|asked| names(asked.candidate.as_deref(), &view.me.name))
 }
 
 /// Returns by how much a server at `lsn` is too far behind the leader's last known position, whoever

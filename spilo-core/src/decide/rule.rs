@@ -201,6 +201,22 @@ rules! {
     Acquire,
 }
 
+impl Rule {
+    /// Returns whether a node that decides so may not take the lock, for a reason that does not
+    /// pass by itself: nobody has to wait for it.
+    pub fn bars(self) -> bool {
+        matches!(
+            self,
+            Self::GuardUnknown
+                | Self::StoreSilent
+                | Self::Unsupported
+                | Self::NotInFailsafe
+                | Self::TooFarBehind
+                | Self::TimelineBehind
+        )
+    }
+}
+
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::holding::HUNG_PATIENCE;
+use super::holding::{self, HUNG_PATIENCE};
 use super::{Action, Decision, Rule, View};
 use crate::cluster::{Initialize, ReleaseDocument};
 use crate::dcs::Key;
@@ -164,6 +164,19 @@ fn hopeless(view: &View<'_>, why: &str) -> Option<Decision> {
     {
         let why = format!("{text}, in {why}");
         return Some(Decision::new(Rule::FenceBlind, Action::CancelAndFence, why));
+    }
+    let start = PgOp::Start {
+        role: StartRole::Primary,
+    };
+    if let Some(spent) = holding::overdue(view)
+        && view
+            .facts
+            .op
+            .as_ref()
+            .is_some_and(|running| running.op == start)
+    {
+        let why = format!("it takes no writes for {} s, in {why}", spent.as_secs());
+        return Some(Decision::new(Rule::FenceHung, Action::CancelAndFence, why));
     }
     let hung = matches!(view.pg().map(|pg| &pg.server), Some(Server::Hung { .. }));
     (hung && view.now().since(view.facts.server_since) >= HUNG_PATIENCE).then(|| {

@@ -6,7 +6,7 @@ use super::{Action, Decision, Rule, View};
 use crate::dcs::Expect;
 use crate::ids::MemberName;
 use crate::mutant::{Mutant, planted};
-use crate::pg::{PgOp, PgOpKind};
+use crate::pg::PgOp;
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     let asked = view.cluster()?.failover.as_ref()?;
@@ -33,11 +33,6 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
         return refuse(format!(
             "it is scheduled for {when}, and schedules are not supported"
         ));
-    }
-    if let Some(failure) = view.facts.failures.get(&PgOpKind::HandOver)
-        && view.now().since(failure.at) < REFUSAL_LASTS
-    {
-        return refuse(failure.text.clone());
     }
     match not_yet(view, asked.candidate.as_deref()) {
         Ok(None) => {}
@@ -155,6 +150,3 @@ fn fit(view: &View<'_>, name: &MemberName) -> Result<Duration, String> {
 
 /// An answer that is younger than this describes a server that streams well enough.
 const ANSWER_LASTS: Duration = Duration::from_secs(2);
-
-/// A hand-over that failed refuses the request that it was for, and not one a while later.
-const REFUSAL_LASTS: Duration = Duration::from_secs(1);

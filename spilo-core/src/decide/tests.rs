@@ -339,6 +339,7 @@ pub(super) fn peer_at(lsn: u64) -> PeerStatus {
         streaming: false,
         cannot_write: false,
         waits: Duration::ZERO,
+        barred: false,
     }
 }
 

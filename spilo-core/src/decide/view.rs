@@ -86,7 +86,7 @@ impl<'a> View<'a> {
         match &pg.server {
             Server::Down => false,
             Server::Running(running) => running.is_primary(),
-            Server::Busy { .. } | Server::Hung { .. } => match &pg.data {
+            Server::Busy { .. } | Server::Closed { .. } | Server::Hung { .. } => match &pg.data {
                 DataDir::Ready(control) => !control.standby,
                 DataDir::Unfinished(op) => *op == PgOpKind::Bootstrap,
                 DataDir::Empty | DataDir::Unreadable { .. } => true,
@@ -97,7 +97,11 @@ impl<'a> View<'a> {
     /// Returns whether the server is the guard's child; a server that is down is nobody's.
     pub fn is_guarded(&self) -> bool {
         match self.pg().map(|pg| &pg.server) {
-            Some(Server::Busy { guarded, .. } | Server::Hung { guarded }) => *guarded,
+            Some(
+                Server::Busy { guarded, .. }
+                | Server::Closed { guarded, .. }
+                | Server::Hung { guarded },
+            ) => *guarded,
             Some(Server::Running(running)) => running.guarded,
             Some(Server::Down) | None => true,
         }

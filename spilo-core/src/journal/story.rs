@@ -344,6 +344,7 @@ pub(super) fn server(status: &PgStatus) -> String {
             DataDir::Unreadable { problem } => format!("down, its data unreadable: {problem}"),
         },
         Server::Busy { saying, .. } => format!("busy: {saying}"),
+        Server::Closed { saying, .. } => format!("closed to the agent: {saying}"),
         Server::Hung { .. } => "hung".to_owned(),
         Server::Running(running) => {
             let what = match &running.role {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::duties::FENCE_PATIENCE;
-use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
+use super::facts::{HandedOver, LeaderHistory, OpFailure, Outage, RunningOp, Seen, Sent};
 use super::lease::{Holding, Predecessor, Proof};
 use super::listed::Listed;
 use super::lock::electorate;
@@ -18,7 +18,7 @@ use crate::history::History;
 use crate::ids::{MemberName, OpId, SystemId};
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
-use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server};
+use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server, StartRole};
 use crate::time::NodeTime;
 
 impl Machine {
@@ -372,6 +372,13 @@ impl Machine {
             facts.checkpoint_pending = false;
         }
         facts.pg = Some(Seen { at, value: status });
+        let outage = facts.outage.take().filter(|_| facts.holding.is_some());
+        facts.outage = match (outage, promoted) {
+            (Some(outage), true) => outage.over(facts.now),
+            (Some(outage), false) => Some(outage.on(facts.now)),
+            (None, false) if facts.holding.is_some() => Some(Outage::new(facts.now)),
+            (None, _) => None,
+        };
     }
 
     fn history_read(
@@ -410,10 +417,10 @@ impl Machine {
                 facts.promotion_ordered |=
                     running.op.makes_primary() && !planted(Mutant::OldLookTrusted);
                 facts.failures.remove(&kind);
-                match running.op {
+                match &running.op {
                     PgOp::HandOver { candidate } => {
                         facts.handed_over = Some(HandedOver {
-                            candidate,
+                            candidate: candidate.clone(),
                             at: facts.now,
                         });
                     }
@@ -450,8 +457,19 @@ impl Machine {
                     kind: failure.kind,
                     text: failure.text,
                 };
+                // It is not tried again: the next try would end the clients again.
+                if let (PgOp::HandOver { .. }, Some(seen)) = (&running.op, &facts.cluster)
+                    && let Some(asked) = &seen.value.failover
+                {
+                    facts.refused_failover = Some((asked.revision, failure.text.clone()));
+                }
                 facts.failures.insert(kind, failure);
             }
+        }
+        if let (PgOp::Start { role }, Some(outage)) = (&running.op, &mut facts.outage)
+            && *role == StartRole::Primary
+        {
+            outage.starts = outage.starts.saturating_add(1);
         }
     }
 
@@ -570,5 +588,6 @@ fn kind_of(server: &Server) -> u8 {
         Server::Hung { .. } => 2,
         Server::Running(running) if running.is_primary() => 3,
         Server::Running(_) => 4,
+        Server::Closed { .. } => 5,
     }
 }

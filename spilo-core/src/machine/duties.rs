@@ -35,10 +35,7 @@ impl Machine {
         self.ask_peers(false, commands);
         if self.facts.own_history.is_none() && self.facts.pg_is_current() {
             let settled = self.view().control().is_some_and(|c| !c.provisional);
-            if settled
-                && self.facts.op.is_none()
-                && self.facts.ago(self.facts.lanes.history_failed) >= HISTORY_AGAIN
-            {
+            if settled && self.facts.op.is_none() {
                 self.ask_history(None, commands);
             }
         }
@@ -116,7 +113,10 @@ impl Machine {
                 Role::Primary { .. } => view.is_holder(),
                 Role::Standby { streaming, .. } => *streaming && view.leader_is_other(),
             },
-            Some(Server::Down | Server::Busy { .. } | Server::Hung { .. }) | None => false,
+            Some(
+                Server::Down | Server::Busy { .. } | Server::Closed { .. } | Server::Hung { .. },
+            )
+            | None => false,
         };
         !settled
             || facts.op.is_some()
@@ -376,7 +376,8 @@ impl Machine {
     }
 
     pub(super) fn ask_history(&mut self, of: Option<Upstream>, commands: &mut Vec<Command>) {
-        if self.facts.lanes.history.is_some() {
+        let again = of.is_none() && self.facts.ago(self.facts.lanes.history_failed) < HISTORY_AGAIN;
+        if again || self.facts.lanes.history.is_some() {
             return;
         }
         let ticket = self.facts.ticket();

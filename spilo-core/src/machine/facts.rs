@@ -78,6 +78,9 @@ pub struct Facts {
     pub pg_failing: Option<(NodeTime, String)>,
     /// Since when the server has been what it is: down, busy, hung or running.
     pub server_since: NodeTime,
+    /// That this node holds the lock and its server does not take writes, or took none shortly
+    /// before.
+    pub outage: Option<Outage>,
     /// Since when a running standby has not been streaming.
     pub not_streaming_since: Option<NodeTime>,
     /// The timeline that this server was last seen to write.
@@ -142,6 +145,53 @@ pub struct Facts {
     /// The system identifier, once seen on disk.
     pub system_id: Option<SystemId>,
 }
+
+/// A time in which the holder of the lock does not take writes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Outage {
+    /// When it began.
+    pub since: NodeTime,
+    /// How often the server was started as a primary since it last took writes for
+    /// [`STEADY`].
+    pub starts: u32,
+    /// Since when it takes writes again.
+    pub back: Option<NodeTime>,
+}
+
+impl Outage {
+    /// Begins one.
+    pub(crate) fn new(now: NodeTime) -> Self {
+        Self {
+            since: now,
+            starts: 0,
+            back: None,
+        }
+    }
+
+    /// Returns it where the server takes no writes now.
+    pub(crate) fn on(self, now: NodeTime) -> Self {
+        match self.back {
+            None => self,
+            Some(_) => Self {
+                starts: self.starts,
+                ..Self::new(now)
+            },
+        }
+    }
+
+    /// Returns what is left of it where the server takes writes now.
+    pub(crate) fn over(self, now: NodeTime) -> Option<Self> {
+        let back = self.back.unwrap_or(now);
+        let back_for = now.since(back);
+        (back_for < STEADY).then_some(Self {
+            back: Some(back),
+            ..self
+        })
+    }
+}
+
+/// A server that takes writes for as long as this has not just been started to end again.
+pub const STEADY: Duration = Duration::from_secs(30);
 
 /// Something seen, and when the look at it began.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -300,6 +350,7 @@ impl Facts {
             moved: false,
             pg_failing: None,
             server_since: now,
+            outage: None,
             not_streaming_since: None,
             led: None,
             own_history: None,

@@ -75,7 +75,7 @@ pub(super) fn state(view: &View<'_>) -> NodeState {
         Some(pg) => match &pg.server {
             Server::Running(_) => NodeState::Running,
             Server::Busy { .. } => NodeState::Starting,
-            Server::Hung { .. } => NodeState::Unknown,
+            Server::Closed { .. } | Server::Hung { .. } => NodeState::Unknown,
             Server::Down => match &pg.data {
                 DataDir::Ready(control) => match control.state {
                     ControlState::ShutDown | ControlState::ShutDownInRecovery => NodeState::Stopped,
@@ -132,6 +132,7 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
             || facts.op.as_ref().is_some_and(|op| op.op.makes_primary()),
         failsafe_active: leadership.is_some_and(|l| l.by == PermittedBy::Consent),
         waits_until: waits_until(&view).unwrap_or(NodeTime(0)),
+        barred: last.is_some_and(|last| last.rule.bars()),
         decision: last.map_or(("", String::new()), |d| (d.rule.as_str(), d.why.clone())),
         stepped_at: facts.now,
         fence: "guard",

@@ -361,6 +361,7 @@ fn peer() -> PeerStatus {
         streaming: false,
         cannot_write: true,
         waits: Duration::ZERO,
+        barred: false,
     }
 }
 

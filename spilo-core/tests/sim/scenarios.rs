@@ -25,6 +25,30 @@ fn a_crashed_server_is_started_in_place() {
 }
 
 #[test]
+fn a_server_that_ends_again_and_again_leaves_the_lock_to_others() {
+    let mut sim = three(10);
+    let primary = sim.primary().unwrap();
+    let mut crashes = 0;
+    while sim.primary() == Some(primary) {
+        crashes += 1;
+        assert!(crashes < 5, "{sim}");
+        sim.begin(Fault::CrashServer(primary));
+        sim.run_until("a primary", 5, |sim| sim.primary().is_some());
+        run(&mut sim, 5.0);
+    }
+    assert_eq!(crashes, 4, "{sim}");
+    healthy(&mut sim);
+    // One that stays up for a while has deserved its starts anew.
+    let primary = sim.primary().unwrap();
+    for _ in 0..5 {
+        run(&mut sim, 40.0);
+        sim.begin(Fault::CrashServer(primary));
+        sim.run_until("a primary", 5, |sim| sim.primary().is_some());
+    }
+    assert_eq!(sim.primary(), Some(primary), "{sim}");
+}
+
+#[test]
 fn a_lost_node_is_replaced_within_the_ttl_and_comes_back() {
     for ttl in [3, 10] {
         let mut sim = three(ttl);

@@ -25,8 +25,9 @@ use super::lane::{Answer, Effect, Lane, Request, held};
 pub(super) struct LeaseIds {
     chance: RandomState,
     count: AtomicU64,
-    /// Ids whose request has left and whose end the caller has not seen. An id is in here before
-    /// it is sent, so that it is known even when the future that sent it is dropped.
+    /// Ids of leases that a leader key may hang on and that the caller does not know of. An id is in
+    /// here before the key is sent, so that it is known even when the future that sent it is
+    /// dropped.
     unsettled: Mutex<BTreeSet<i64>>,
 }
 
@@ -105,9 +106,26 @@ impl Etcd {
 
     pub(super) async fn renew_lease(&self, lease: &Lease) -> Result<(), DcsError> {
         let request = self.request("renew the lease", Effect::Repeatable);
-        let Some(Secret { lease_id, .. }) = Secret::parse(&lease.secret) else {
+        let Some(secret) = Secret::parse(&lease.secret) else {
             return Err(request.error(DcsErrorKind::Conflict, "the lease is not one of etcd"));
         };
+        match self.renew_once(&request, secret.lease_id).await {
+            Err(ended) if ended.kind() == DcsErrorKind::Conflict => {
+                // A leader of etcd that has not applied a grant yet says so of the new lease.
+                let id = secret.lease_id;
+                match self.look_up_lease(id, secret.epoch).await? {
+                    Some(lease) if lease.granted_ttl() > 0 => {
+                        let problem = "etcd said that the lease has ended, and it has not";
+                        Err(request.error(DcsErrorKind::Indeterminate, problem))
+                    }
+                    Some(_) | None => Err(ended),
+                }
+            }
+            renewed => renewed,
+        }
+    }
+
+    async fn renew_once(&self, request: &Request, lease_id: i64) -> Result<(), DcsError> {
         // Taken out while it is in use: a renewal that is dropped half-way takes the stream with
         // it, so an answer can never be taken for that of a later request.
         let kept = held(&self.keep_alive)
@@ -134,7 +152,7 @@ impl Etcd {
         }
         let kept = self
             .lease_lane
-            .call(&request, |client| {
+            .call(request, |client| {
                 Box::pin(KeepAlive::begin(client, lease_id))
             })
             .await?;
@@ -194,12 +212,21 @@ impl Etcd {
         &self,
         holder: &LeaderRecord,
     ) -> Result<Option<LeaseTimeToLiveResponse>, DcsError> {
-        let request = self.request("look the holder's lease up", Effect::Read);
-        let Some(id) = holder.lease_id.and_then(|id| i64::try_from(id).ok()) else {
-            return Ok(None);
-        };
+        match holder.lease_id.and_then(|id| i64::try_from(id).ok()) {
+            Some(id) => self.look_up_lease(id, holder.epoch).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Asks for a lease that the lock hung on in an epoch.
+    async fn look_up_lease(
+        &self,
+        id: i64,
+        epoch: Epoch,
+    ) -> Result<Option<LeaseTimeToLiveResponse>, DcsError> {
+        let request = self.request("look a lease up", Effect::Read);
         let leader = self.keys.leader();
-        let (key, epoch) = (leader.as_str(), holder.epoch);
+        let key = leader.as_str();
         let Of(_, lease) = self
             .read_lane
             .call(&request, |client| {
@@ -247,17 +274,16 @@ impl Etcd {
         problem: &str,
     ) -> Result<Lease, DcsError> {
         let grant = request.then(format!("{}: get a lease", request.action), request.effect);
-        // A grant without an answer leaves no doubt about the lock: no key was sent.
-        let granted = self
-            .lease_lane
-            .grant(&grant, ttl, || self.ids.remembered())
-            .await;
+        // A grant without an answer leaves no doubt about the lock: no key was sent, and nothing
+        // hangs on the lease.
+        let granted = self.lease_lane.grant(&grant, ttl, || self.ids.next()).await;
         let id = granted.map_err(|error| match error.kind() {
             DcsErrorKind::Indeterminate => grant
                 .error(DcsErrorKind::Unavailable, "no lease was granted")
                 .because(error),
             _ => error,
         })?;
+        self.ids.remember(id);
         let key = self.keys.leader();
         let txn = Txn::new()
             .when(when)
@@ -392,11 +418,9 @@ impl LeaseIds {
         i64::try_from(id.max(1)).unwrap_or(1)
     }
 
-    /// Returns an id that is settled unless somebody says otherwise.
-    fn remembered(&self) -> i64 {
-        let id = self.next();
+    /// Takes note of an id that a key is about to hang on.
+    fn remember(&self, id: i64) {
         held(&self.unsettled).insert(id);
-        id
     }
 
     /// Takes note that the caller knows of this lease.
@@ -549,8 +573,9 @@ mod tests {
     #[test]
     fn an_id_is_remembered_until_it_is_settled() {
         let ids = LeaseIds::default();
-        let (first, second) = (ids.remembered(), ids.remembered());
-        ids.next();
+        let [first, second, _] = [(); 3].map(|()| ids.next());
+        ids.remember(first);
+        ids.remember(second);
         assert_eq!(ids.unsettled(), BTreeSet::from([first, second]));
         let secret = Secret {
             lease_id: first,

@@ -120,13 +120,29 @@ impl Program {
         let out = child.stdout.take();
         let err = child.stderr.take();
         let work = async {
-            let quiet = |_: &str| {};
-            let (stdout, stderr) = tokio::join!(tail(out, &quiet), tail(err, &see));
-            let status = child.wait().await?;
+            let (mut stdout, mut stderr) = (Tail::default(), Tail::default());
+            let reading = async {
+                let quiet = |_: &str| {};
+                tokio::join!(stdout.read(out, &quiet), stderr.read(err, &see));
+            };
+            let status = {
+                tokio::pin!(reading);
+                let mut read = false;
+                let status = loop {
+                    tokio::select! {
+                        status = child.wait() => break status?,
+                        () = &mut reading, if !read => read = true,
+                    }
+                };
+                if !read && tokio::time::timeout(LINGER, reading).await.is_err() {
+                    tracing::debug!("{} left a process behind that holds its output", self.name);
+                }
+                status
+            };
             Ok(Ended {
                 status,
-                stdout,
-                stderr,
+                stdout: stdout.text(),
+                stderr: stderr.text(),
             })
         };
         let ended = match self.limit {
@@ -258,41 +274,52 @@ impl Drop for SecretFile {
     }
 }
 
-/// Reads a stream to its end, shows its lines, and returns the last of it.
-async fn tail(stream: Option<impl AsyncRead + Unpin>, see: &(impl Fn(&str) + Sync)) -> String {
-    let Some(mut stream) = stream else {
-        return String::new();
-    };
-    let mut kept: Vec<u8> = Vec::new();
-    let mut line: Vec<u8> = Vec::new();
-    let mut buffer = [0_u8; 4096];
-    loop {
-        let count = match stream.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(count) => count,
+/// The last of what a stream brought.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    /// Reads a stream to its end, and shows its lines.
+    async fn read(&mut self, stream: Option<impl AsyncRead + Unpin>, see: &(impl Fn(&str) + Sync)) {
+        let Some(mut stream) = stream else {
+            return;
         };
-        for &byte in &buffer[..count] {
-            match byte {
-                // Progress is written over itself with carriage returns.
-                b'\n' | b'\r' => {
-                    let text = String::from_utf8_lossy(&line);
-                    if !text.trim().is_empty() {
-                        see(text.trim());
+        let Self(kept) = self;
+        let mut line: Vec<u8> = Vec::new();
+        let mut buffer = [0_u8; 4096];
+        loop {
+            let count = match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(count) => count,
+            };
+            for &byte in &buffer[..count] {
+                match byte {
+                    // Progress is written over itself with carriage returns.
+                    b'\n' | b'\r' => {
+                        let text = String::from_utf8_lossy(&line);
+                        if !text.trim().is_empty() {
+                            see(text.trim());
+                        }
+                        line.clear();
                     }
-                    line.clear();
+                    byte if line.len() < LINE_LIMIT => line.push(byte),
+                    _ => {}
                 }
-                byte if line.len() < LINE_LIMIT => line.push(byte),
-                _ => {}
+            }
+            kept.extend_from_slice(&buffer[..count]);
+            if kept.len() > KEPT * 2 {
+                kept.drain(..kept.len() - KEPT);
             }
         }
-        kept.extend_from_slice(&buffer[..count]);
-        if kept.len() > KEPT * 2 {
-            kept.drain(..kept.len() - KEPT);
-        }
     }
-    String::from_utf8_lossy(&kept).into_owned()
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0).into_owned()
+    }
 }
 
+/// How long the output of a program is read on when it has ended, and what it started has not.
+const LINGER: Duration = Duration::from_secs(1);
 /// How much of an output is kept: a history file of five thousand timelines fits.
 const KEPT: usize = 1 << 20;
 const LINE_LIMIT: usize = 4096;
@@ -301,6 +328,7 @@ const LINE_LIMIT: usize = 4096;
 mod tests {
     use std::sync::Mutex;
 
+    use rustix::process::kill_process;
     use spilo_core::ids::{MemberName, Scope};
 
     use super::*;
@@ -343,6 +371,21 @@ mod tests {
         assert_eq!(*seen.lock().unwrap(), ["a", "b"]);
         assert_eq!(ended.stdout, "1\n");
         assert!(ended.success().unwrap_err().contains("exit status: 3"));
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_running_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = "echo done; sleep 600 & echo $! >&2; :";
+        let ended = Program::shell(&options(&dir), line)
+            .within(Duration::from_secs(20))
+            .run(|_| {})
+            .await
+            .unwrap();
+        let left: i32 = ended.stderr.trim().parse().unwrap();
+        assert_eq!(ended.success().unwrap(), "done\n");
+        // It was meant to stay: what is set up may well be a service.
+        kill_process(Pid::from_raw(left).unwrap(), Signal::KILL).unwrap();
     }
 
     #[tokio::test]

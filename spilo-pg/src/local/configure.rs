@@ -40,12 +40,11 @@ impl LocalPostgres {
             Ok(present_wiring(options, use_slots))
         });
         let wiring = wiring.await?;
-        let changed = Box::pin(self.write_config(&config, &wiring, Some(&control))).await?;
+        Box::pin(self.write_config(&config, &wiring, Some(&control))).await?;
         // What the server's program refuses does not come into force for what is done next.
         self.state().config = Some(config);
-        if changed.files {
-            self.reload().await?;
-        }
+        // Also when the files were right before: the server may not have read them.
+        self.reload().await?;
         self.state().revision = Some(revision);
         Ok(())
     }
@@ -114,7 +113,7 @@ impl LocalPostgres {
         })
     }
 
-    /// Writes everything that the server reads at its start. Returns what changed.
+    /// Writes everything that the server reads at its start.
     ///
     /// A configuration that the server's program refuses keeps no server from starting, and no
     /// standby from following: the one that the data directory had before does then.
@@ -122,7 +121,7 @@ impl LocalPostgres {
         &self,
         wiring: &Wiring,
         control: Option<&ControlData>,
-    ) -> Result<Changed, PgError> {
+    ) -> Result<(), PgError> {
         let config = self.config().await?;
         let error = match Box::pin(self.write_config(&config, wiring, control)).await {
             Err(error) if error.kind() == PgErrorKind::Refused => error,
@@ -143,7 +142,7 @@ impl LocalPostgres {
         config: &Arc<DynamicConfig>,
         wiring: &Wiring,
         control: Option<&ControlData>,
-    ) -> Result<Changed, PgError> {
+    ) -> Result<(), PgError> {
         let action = "write the configuration";
         let config = Arc::clone(config);
         let mut decided = Settings::decide(&self.options, &config, wiring, control);
@@ -162,18 +161,16 @@ impl LocalPostgres {
         self.blocking(action, work).await?;
         let settings = Box::pin(self.check(decided, wiring, control)).await?;
         let wiring = wiring.clone();
-        let files = self.blocking(action, move |options| {
-            let mut changed = write_access_lists(options, &config)?;
-            changed |= strip_automatic(options)?;
+        self.blocking(action, move |options| {
+            write_access_lists(options, &config)?;
+            strip_automatic(options)?;
             let text = render(options, &settings, &wiring);
-            changed |= files::replace(&conf_file(options), &text, options.uid_gid)?;
+            files::replace(&conf_file(options), &text, options.uid_gid)?;
             let cache = Value::Object(config.raw.clone()).to_string();
             files::replace(&options.data_dir.join(CACHE), &cache, options.uid_gid)?;
-            Ok(changed)
-        });
-        Ok(Changed {
-            files: files.await?,
+            Ok(())
         })
+        .await
     }
 
     /// Returns the settings that the next start would use.
@@ -210,13 +207,6 @@ impl LocalPostgres {
             }
         }
     }
-}
-
-/// What a write of the files changed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Changed {
-    /// Whether a file has another text than before.
-    pub(super) files: bool,
 }
 
 /// Returns how one of PostgreSQL's programs connects as this member to another server for
@@ -327,9 +317,8 @@ fn copy_missing(from: &Path, to: &Path, options: &LocalOptions) -> io::Result<()
 }
 
 /// Writes `pg_hba.conf` and `pg_ident.conf` if the configuration has their lines.
-fn write_access_lists(options: &LocalOptions, config: &DynamicConfig) -> io::Result<bool> {
+fn write_access_lists(options: &LocalOptions, config: &DynamicConfig) -> io::Result<()> {
     let section = config.postgresql();
-    let mut changed = false;
     for (key, name, local) in [
         ("pg_hba", "pg_hba.conf", &options.pg_hba),
         ("pg_ident", "pg_ident.conf", &options.pg_ident),
@@ -349,9 +338,9 @@ fn write_access_lists(options: &LocalOptions, config: &DynamicConfig) -> io::Res
             continue;
         }
         let path = options.conf_dir().join(name);
-        changed |= files::replace(&path, &settings::lines(&lines), options.uid_gid)?;
+        files::replace(&path, &settings::lines(&lines), options.uid_gid)?;
     }
-    Ok(changed)
+    Ok(())
 }
 
 /// Takes out of `postgresql.auto.conf` what decides whom the server follows: it is read after

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -97,7 +97,7 @@ pub(crate) fn read_control(options: &LocalOptions) -> Result<ControlData, Proble
         let text = String::from_utf8_lossy(&output.stdout);
         let said = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
-            return Err(Problem::Data(said.trim().to_owned()));
+            return Err(judged(output.status, said.trim()));
         }
         let warning = text
             .lines()
@@ -110,6 +110,20 @@ pub(crate) fn read_control(options: &LocalOptions) -> Result<ControlData, Proble
         std::thread::sleep(CONTROL_PAUSE);
     }
     Err(Problem::Data(problem))
+}
+
+/// Reads the failure of `pg_controldata`: one that was killed, or could not load what it needs, has
+/// judged nothing.
+fn judged(status: ExitStatus, said: &str) -> Problem {
+    if status.code() == Some(1) && said.starts_with("pg_controldata:") {
+        return Problem::Data(said.to_owned());
+    }
+    let problem = [&format!("pg_controldata: {status}"), said].map(String::from);
+    let problem: Vec<String> = problem
+        .into_iter()
+        .filter(|part| !part.is_empty())
+        .collect();
+    Problem::Machine(problem.join(": "))
 }
 
 /// Why a data directory could not be read.
@@ -277,7 +291,28 @@ const CONTROL_PAUSE: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt as _;
+
     use super::*;
+
+    #[test]
+    fn a_program_that_could_not_run_has_judged_nothing() {
+        let (one, killed) = (ExitStatus::from_raw(1 << 8), ExitStatus::from_raw(9));
+        let said = "pg_controldata: error: could not open file";
+        assert_eq!(judged(one, said), Problem::Data(said.to_owned()));
+        let no_library = "postgres/pg_controldata: cannot open shared object file";
+        for (status, said, problem) in [
+            (killed, "", "pg_controldata: signal: 9 (SIGKILL)"),
+            (
+                ExitStatus::from_raw(127 << 8),
+                no_library,
+                "pg_controldata: exit status: 127: \
+                 postgres/pg_controldata: cannot open shared object file",
+            ),
+        ] {
+            assert_eq!(judged(status, said), Problem::Machine(problem.to_owned()));
+        }
+    }
 
     #[test]
     fn versions_are_read() {

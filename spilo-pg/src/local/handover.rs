@@ -47,18 +47,10 @@ impl LocalPostgres {
         drop(session);
         progress.say("stopping the server");
         self.signal_stop().await?;
-        let keep = |streamer: &&Streamer| match candidate {
-            Some(candidate) => streamer.name == candidate.as_str(),
-            None => self.is_members(streamer),
-        };
-        let others: BTreeSet<i32> = streamers
-            .iter()
-            .filter(|streamer| !keep(streamer))
-            .map(|streamer| streamer.pid)
-            .collect();
-        let others = Arc::new(others);
+        let others = Arc::new(self.dispensable(&streamers, candidate));
         let released = Arc::new(AtomicBool::new(others.is_empty()));
-        self.wait_for_end(|| self.release(Arc::clone(&others), Arc::clone(&released)))
+        let since = Instant::now();
+        self.wait_for_end(|| self.release(since, Arc::clone(&others), Arc::clone(&released)))
             .await?;
         let control = self.blocking(action, |options| Ok(disk::read_control(options)));
         match control.await? {
@@ -124,18 +116,37 @@ impl LocalPostgres {
             )
     }
 
+    /// Returns the processes of the streams that the stop need not wait for: without a candidate
+    /// those of programs, and of members that lag behind the furthest one.
+    fn dispensable(&self, streamers: &[Streamer], candidate: Option<&MemberName>) -> BTreeSet<i32> {
+        let members = streamers
+            .iter()
+            .filter(|streamer| self.is_members(streamer));
+        let furthest = members
+            .map(|member| member.flushed)
+            .max()
+            .unwrap_or_default();
+        let keep = |streamer: &&Streamer| match candidate {
+            Some(candidate) => streamer.name == candidate.as_str(),
+            None => self.is_members(streamer) && furthest.bytes_past(streamer.flushed) <= CLOSE,
+        };
+        let others = streamers.iter().filter(|streamer| !keep(streamer));
+        others.map(|streamer| streamer.pid).collect()
+    }
+
     /// Ends the streams that the stop need not wait for, once the shutdown record is written.
     ///
     /// A stopping server waits until each of its walsenders has delivered everything, also to a
-    /// pg_receivewal that is stuck.
-    async fn release(&self, others: Arc<BTreeSet<i32>>, released: Arc<AtomicBool>) {
+    /// pg_receivewal that is stuck; and before it writes that record, until each has at least sent
+    /// what was under way.
+    async fn release(&self, since: Instant, others: Arc<BTreeSet<i32>>, released: Arc<AtomicBool>) {
         if released.load(Ordering::Relaxed) {
             return;
         }
         let shut_down = self.blocking("hand over", |options| {
             Ok(disk::read_control(options).is_ok_and(|c| c.state == ControlState::ShutDown))
         });
-        if !shut_down.await.unwrap_or(false) {
+        if !shut_down.await.unwrap_or(false) && since.elapsed() < RECORD_LIMIT {
             return;
         }
         released.store(true, Ordering::Relaxed);
@@ -186,3 +197,6 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// What is sent within a few milliseconds over any network that a cluster runs on.
 const CLOSE: u64 = 64 << 10;
 const ANSWER: Duration = Duration::from_secs(2);
+/// How long a server whose clients are gone, and whose pages were written just before, is left to
+/// write its shutdown record with all streams open.
+const RECORD_LIMIT: Duration = Duration::from_secs(1);

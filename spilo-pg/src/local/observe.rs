@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::LocalOptions;
 use crate::guard::{GuardClient, server_processes};
 
+use super::controldata::ControlData;
 use super::disk::{Disk, Seen};
 use super::query::{self, Answer};
 use super::remote::replayed_timeline;
@@ -40,6 +41,8 @@ struct Memory {
     /// Whether a new connection failed in a way that makes the old one's answers worthless: a
     /// stopped postmaster's backends answer as if nothing was.
     doubt: bool,
+    /// Why the last new connection was turned away, if it was.
+    shut: Option<String>,
     last: Option<Running>,
     /// The latest timeline that the server which started then was seen to receive.
     received: Option<(String, Timeline)>,
@@ -89,12 +92,43 @@ impl Eye {
     pub(crate) async fn observe(&self, guard: &GuardClient) -> Result<PgStatus, PgError> {
         let until = Instant::now() + LIMIT;
         let (seen, server) = tokio::join!(self.look_at_disk(), self.look_at_server(guard, until));
+        let (seen, server) = (seen?, server?);
+        if let (Server::Running(running), Some(control)) = (&server, &seen.control)
+            && matches!(running.role, Role::Standby { paused: true, .. })
+        {
+            self.end_if_short(control, until).await;
+        }
         Ok(PgStatus {
-            data: seen?.data,
-            server: server?,
+            data: seen.data,
+            server,
             configured: None,
             archive: None,
         })
+    }
+
+    /// Ends the pause of a standby that waits, from version 14 on, for higher parameters: only a
+    /// restart can give them, and until then it replays nothing and cannot be promoted. Going on it
+    /// ends, as an earlier version does at once, and is started with what its control file demands.
+    async fn end_if_short(&self, control: &ControlData, until: Instant) {
+        let work = async {
+            let memory = self.memory.lock().await;
+            let session = memory.session.as_ref()?;
+            let rows = session.rows(query::FLOORED, SHORT_ANSWER).await.ok()?;
+            let short = rows.iter().find_map(|row| {
+                let (name, now) = (row.get(0)?, row.get(1)?.parse::<u64>().ok()?);
+                let floor = control.floor(name).filter(|floor| now < *floor)?;
+                Some(format!("{name} is {now} here, and was raised to {floor}"))
+            })?;
+            tracing::warn!("the standby has paused and is restarted: {short}");
+            session
+                .rows("SELECT pg_wal_replay_resume()", SHORT_ANSWER)
+                .await
+                .err()
+        };
+        // A server that ends meanwhile is what was wanted; anything else is seen again.
+        if let Ok(Some(error)) = timeout_at(until, work).await {
+            tracing::debug!(%error, "replay may not go on");
+        }
     }
 
     /// Looks at the data directory.
@@ -239,10 +273,20 @@ impl Eye {
         match Session::connect(&self.options, Purpose::Look, ANSWER).await {
             Ok(session) => {
                 memory.session = Some(session);
-                memory.doubt = false;
+                (memory.doubt, memory.shut) = (false, None);
             }
-            // The postmaster took the connection and counted: that is an answer.
-            Err(SqlError::Full(_)) if usable => memory.doubt = false,
+            // The postmaster took the connection and judged it: that is an answer. Somebody changes
+            // a password, or the access list, and the server serves on.
+            Err(SqlError::Full(why) | SqlError::Denied(why)) if usable => {
+                memory.doubt = false;
+                if memory.shut.as_ref() != Some(&why) {
+                    tracing::warn!(
+                        "the server lets the agent not in any more; the connection from before \
+                         still answers: {why}"
+                    );
+                }
+                memory.shut = Some(why);
+            }
             Err(error) => return Err(error),
         }
         (memory.connected, memory.knocked) = (Some(now), Some(now));
@@ -418,10 +462,8 @@ fn silence(memory: &mut Memory, error: SqlError, guarded: bool) -> Server {
             saying: "nobody listens yet".to_owned(),
             guarded,
         },
-        SqlError::NotNow(saying)
-        | SqlError::Full(saying)
-        | SqlError::Denied(saying)
-        | SqlError::Failed(saying) => Server::Busy { saying, guarded },
+        SqlError::Full(saying) | SqlError::Denied(saying) => Server::Closed { saying, guarded },
+        SqlError::NotNow(saying) | SqlError::Failed(saying) => Server::Busy { saying, guarded },
     }
 }
 

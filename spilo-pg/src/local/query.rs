@@ -45,6 +45,11 @@ pub(crate) const SHORT: &str = "SELECT pg_is_in_recovery() AS standby, \
     CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END AS written, \
     pg_last_wal_receive_lsn() AS received, pg_last_wal_replay_lsn() AS replayed";
 
+/// The parameters of a standby that must not be lower than its primary's, as they are now.
+pub(crate) const FLOORED: &str = "SELECT name, setting FROM pg_settings WHERE name IN \
+    ('max_connections', 'max_worker_processes', 'max_wal_senders', 'max_prepared_transactions', \
+     'max_locks_per_transaction')";
+
 impl Answer {
     /// Reads the row.
     ///

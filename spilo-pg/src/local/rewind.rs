@@ -133,20 +133,19 @@ impl LocalPostgres {
             .arg(&options.data_dir)
             .arg(format!("--source-server={source}"))
             .arg("--progress");
-        let settings = self.checked_settings();
-        if settings
-            .as_ref()
-            .and_then(Settings::restore_command)
-            .is_some()
-        {
-            program = program.arg("--restore-target-wal");
-        }
         let version = self
             .blocking(action, |options| disk::data_version(&options.data_dir))
             .await?;
-        if options.config_dir.is_some() && version.parse::<u32>().is_ok_and(|major| major >= 15) {
+        let takes_file = version.parse::<u32>().is_ok_and(|major| major >= 15);
+        if options.config_dir.is_some() && takes_file {
             let file = super::configure::conf_file(options);
             program = program.arg(format!("--config-file={}", file.display()));
+        }
+        let settings = self.checked_settings();
+        let command = settings.as_ref().and_then(Settings::restore_command);
+        // It looks for the command in the files, and before 15 in the data directory only.
+        if command.is_some() && (options.config_dir.is_none() || takes_file) {
+            program = program.arg("--restore-target-wal");
         }
         let ended = program
             .run(|line| progress.say(line))

@@ -252,6 +252,11 @@ impl Settings {
                 setting(&mut text, name, value);
             }
         }
+        // No primary reads it, but `pg_rewind --restore-target-wal` does.
+        if let (Wiring::Primary, Some(command)) = (wiring, self.restore_command()) {
+            text.push_str("\n# recovery.conf\n");
+            setting(&mut text, "restore_command", command);
+        }
         if let Wiring::Recovery(settings) = wiring {
             text.push_str("\n# Recovery\n");
             // What the backup's own files say must go first: the server takes the first target that

@@ -4,6 +4,9 @@ use serde_json::json;
 
 use super::super::{Action, Rule};
 use super::*;
+use crate::cluster::HistoryEntry;
+use crate::history::Ancestor;
+use crate::machine::facts::Outage;
 use crate::machine::lease::Proof;
 use crate::pg::{PgOpKind, StartRole};
 
@@ -90,6 +93,147 @@ fn f31_the_same_timeline_begun_twice_is_no_history_to_follow() {
     // It led the timeline that another leads: another branch, wherever both began.
     let led = standby().with(own(800)).with(|f| f.led = Some(Timeline(2)));
     assert_eq!(rule(led.history_of_b(two(800))), Rule::StopDiverged);
+}
+
+#[test]
+fn f31_a_race_asks_for_the_fork_and_not_for_the_number_of_a_timeline() {
+    let line = |ends: &[(u32, u64)], timeline: u32| {
+        let ancestors = ends.iter().map(|(timeline, end)| Ancestor {
+            timeline: Timeline(*timeline),
+            end: Lsn(*end),
+        });
+        History::new(Timeline(timeline), ancestors.collect()).unwrap()
+    };
+    let racer = |own: History, fork: (u32, u64)| {
+        let timeline = own.timeline();
+        let node = node().with(|f| {
+            f.own_history = Some(own);
+            match &mut f.pg.as_mut().unwrap().value.server {
+                Server::Running(running) => running.timeline = timeline,
+                other => panic!("{other:?} does not run"),
+            }
+        });
+        rule(node.cluster(|c| {
+            c.history = Some(vec![HistoryEntry {
+                timeline: Timeline(fork.0),
+                end: Lsn(fork.1),
+                reason: String::new(),
+                at: None,
+                new_leader: None,
+            }]);
+        }))
+    };
+    // The archive had the histories of 4 and 5, of which nothing came.
+    let gap = || line(&[(1, 100), (3, 300)], 6);
+    assert_eq!(racer(gap(), (3, 300)), Rule::Acquire);
+    assert_eq!(racer(gap(), (3, 301)), Rule::TimelineBehind);
+    // The leader was promoted again, and could not write that yet.
+    assert_eq!(racer(gap(), (1, 100)), Rule::Acquire);
+    assert_eq!(racer(line(&[(1, 100)], 3), (3, 300)), Rule::TimelineBehind);
+    // Somebody else began the same number, and the cluster went on there.
+    assert_eq!(racer(line(&[(1, 100)], 2), (1, 101)), Rule::TimelineBehind);
+    assert_eq!(racer(line(&[(1, 101)], 2), (1, 101)), Rule::Acquire);
+}
+
+#[test]
+fn f26_a_peer_that_is_ahead_and_says_that_it_may_not_lead_is_not_waited_for_for_ever() {
+    let racer = |barred: bool, gone: u64| {
+        let peer = PeerStatus {
+            barred,
+            ..peer_at(1001)
+        };
+        rule(node().peer(Some(peer)).with(|f| {
+            f.predecessor.as_mut().unwrap().gone = Some(NodeTime(gone));
+        }))
+    };
+    // It has a ttl to find a way.
+    assert_eq!(racer(true, 95_000), Rule::PeerAhead);
+    assert_eq!(racer(true, 89_000), Rule::Acquire);
+    assert_eq!(racer(false, 89_000), Rule::PeerAhead);
+}
+
+#[test]
+fn a_holder_whose_server_does_not_stay_up_leaves_the_lock_to_others() {
+    let outage = |since: u64, starts: u32| {
+        let outage = Outage {
+            since: NodeTime(since),
+            starts,
+            back: None,
+        };
+        move |f: &mut Facts| f.outage = Some(outage)
+    };
+    let down = || node().down(false, ControlState::InProduction).holder();
+    let in_time = || outage(90_000, 2);
+    for (change, alone, others) in [
+        (in_time(), Rule::StartInPlace, Rule::StartInPlace),
+        (
+            outage(90_000, 3),
+            Rule::StartInPlace,
+            Rule::ReleaseUnstartable,
+        ),
+        (
+            outage(39_999, 1),
+            Rule::StartInPlace,
+            Rule::ReleaseUnstartable,
+        ),
+    ] {
+        let minute = |f: &mut Facts| {
+            Arc::make_mut(&mut f.config).primary_start_timeout = Duration::from_secs(60);
+        };
+        assert_eq!(rule(down().with(minute).with(change.clone())), alone);
+        let with_b = down().member("b", |_| {}).with(minute).with(change);
+        assert_eq!(rule(with_b), others);
+    }
+    // At once, where that is wanted.
+    let at_once = |f: &mut Facts| {
+        Arc::make_mut(&mut f.config).primary_start_timeout = Duration::ZERO;
+    };
+    let with_b = || down().member("b", |_| {});
+    let down_now = with_b().with(at_once).with(outage(NOW.0, 0));
+    assert_eq!(rule(down_now), Rule::ReleaseUnstartable);
+    // A recovery that takes too long, under an operation or not.
+    let data = DataDir::Ready(control(false, ControlState::InCrashRecovery));
+    let recovering = || {
+        let busy = Server::Busy {
+            saying: "the database system is starting up".to_owned(),
+            guarded: true,
+        };
+        with_b().pg(data.clone(), busy).with(outage(0, 1))
+    };
+    let minute = |f: &mut Facts| {
+        Arc::make_mut(&mut f.config).primary_start_timeout = Duration::from_secs(60);
+    };
+    let start = PgOp::Start {
+        role: StartRole::Primary,
+    };
+    assert_eq!(rule(recovering()), Rule::AwaitServer);
+    assert_eq!(rule(recovering().with(minute)), Rule::FenceHung);
+    assert_eq!(rule(recovering().op(start.clone())), Rule::Operating);
+    let decision = recovering().with(minute).op(start).decide();
+    assert_eq!(decision.action, Action::CancelAndFence);
+    // Who does not let the agent in may serve everybody else.
+    let closed = Server::Closed {
+        saying: "password authentication failed".to_owned(),
+        guarded: true,
+    };
+    let closed = with_b()
+        .pg(data.clone(), closed)
+        .with(minute)
+        .with(outage(0, 3));
+    assert_eq!(rule(closed), Rule::AwaitServer);
+}
+
+#[test]
+fn an_outage_is_over_once_the_server_has_served_for_a_while() {
+    let at = |seconds: u64| NodeTime(1000 * seconds);
+    let mut outage = Outage::new(at(100));
+    outage.starts = 2;
+    let back = outage.over(at(101)).unwrap();
+    // Down again before that: it began just now, and the starts count.
+    let again = back.clone().on(at(110));
+    assert_eq!((again.since, again.starts, again.back), (at(110), 2, None));
+    assert_eq!(back.clone().over(at(130)), Some(back.clone()));
+    assert_eq!(back.over(at(131)), None);
 }
 
 #[test]

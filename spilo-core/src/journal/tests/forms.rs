@@ -401,6 +401,7 @@ fn peer() -> PeerStatus {
         streaming: true,
         cannot_write: false,
         waits: Duration::ZERO,
+        barred: false,
     }
 }
 

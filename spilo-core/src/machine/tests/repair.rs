@@ -3,6 +3,7 @@
 use super::*;
 use crate::decide::Rule;
 use crate::ids::OpId;
+use crate::machine::facts::RunningOp;
 use crate::pg::{PgErrorKind, PgOp, StartRole, Upstream};
 
 #[test]
@@ -96,6 +97,37 @@ fn a_configuration_of_extremes_panics_nowhere() {
         trace.pass(500);
         assert!(trace.machine.facts().holding.is_some(), "{extreme}");
     }
+}
+
+#[test]
+fn a_hand_over_that_failed_is_not_tried_again_for_the_same_request() {
+    let mut trace = trace();
+    trace.acquire();
+    let asked = |revision: u64| {
+        let mut raw = led_by("a", 30);
+        raw.revision = Revision(revision);
+        let failover = entry(r#"{"leader":"a","candidate":"b"}"#, revision);
+        raw.documents.insert(Key::Failover, failover);
+        raw
+    };
+    trace.snapshot(asked(40));
+    let candidate = Some(name("b"));
+    trace.machine.facts.op = Some(RunningOp {
+        id: OpId(77),
+        op: PgOp::HandOver { candidate },
+        since: trace.now,
+        cancelled: false,
+    });
+    let failure = Failure::new(PgErrorKind::Retry, "it broke");
+    trace.step(1, Event::OpEnded(OpId(77), Err(failure)));
+    let refused = |trace: &Trace| trace.machine.facts().refused_failover.clone();
+    assert_eq!(refused(&trace), Some((Revision(40), "it broke".to_owned())));
+    // However long the server takes to be back.
+    trace.pass(3000);
+    assert!(refused(&trace).is_some());
+    // Another request is another matter.
+    trace.snapshot(asked(41));
+    assert_eq!(refused(&trace), None);
 }
 
 impl Trace {

@@ -216,18 +216,24 @@ pub(super) fn race() -> Vec<Row> {
         wait(Rule::AwaitPosition, hung()),
         wait(
             Rule::NotInFailsafe,
-            node().cluster(|c| c.failsafe = Some(others(&["b"]))),
+            aged().cluster(|c| c.failsafe = Some(others(&["b"]))),
         ),
         wait(
             Rule::NotInFailsafe,
-            node().with(|f| f.failsafe = Some(others(&["b"]))),
+            aged().with(|f| f.failsafe = Some(others(&["b"]))),
         ),
         // Turning the mode off does not reach a primary that lives by the list.
         wait(
             Rule::NotInFailsafe,
-            node()
+            aged()
                 .cluster(|c| c.failsafe = Some(others(&["b"])))
                 .with(|f| Arc::make_mut(&mut f.config).failsafe_mode = false),
+        ),
+        // One that gave the lock up lives by nothing.
+        (
+            Rule::Acquire,
+            acquire.clone(),
+            node().cluster(|c| c.failsafe = Some(others(&["b"]))),
         ),
         // Another list may have been in its place, before the store lost it.
         wait(Rule::NotInFailsafe, list_lost(None)),
@@ -293,6 +299,14 @@ pub(super) fn race() -> Vec<Row> {
         ),
         (Rule::Acquire, acquire, node().peer(None)),
     ]
+}
+
+/// The last lease is over, and its holder has said nothing.
+fn aged() -> Node {
+    node().with(|f| {
+        let before = f.predecessor.as_mut().expect("there was a holder");
+        before.proof = Some(Proof::Aged);
+    })
 }
 
 /// The list that this node is in is not in the store any more, and the last lease is over.
