@@ -8,10 +8,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -287,6 +288,37 @@ fn an_agent_leaves_the_directory_it_was_started_in_and_names_the_way_out_of_bein
     assert_eq!(stands.unwrap(), Path::new("/"));
     let warned = next.contains("WARNING: runs as root") && next.contains(": User=postgres)");
     assert_eq!(warned, nix::unistd::geteuid().is_root(), "{next}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_ends_no_agent() {
+    let machine = Machine::new();
+    fs::write(machine.path("agent.yml"), &machine.config).unwrap();
+    let full = fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_spilo-agent"))
+        .arg("agent.yml")
+        .current_dir(machine.dir.path())
+        .env_clear()
+        .stderr(full)
+        .spawn()
+        .unwrap();
+    let address = machine.config.split('\'').nth(1).unwrap().to_owned();
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut ended = None;
+    // It has said that it starts before it listens.
+    while TcpStream::connect(&address).is_err() && ended.is_none() {
+        assert!(Instant::now() < until, "it does not listen on {address}");
+        std::thread::sleep(Duration::from_millis(20));
+        ended = agent.try_wait().unwrap();
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    ended = ended.or(agent.try_wait().unwrap());
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    assert_eq!(ended, None);
 }
 
 #[test]

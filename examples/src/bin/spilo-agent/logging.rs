@@ -5,13 +5,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value};
 use spilo_core::local::{Log, LogFormat, LogLevel};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -32,28 +32,33 @@ impl LevelHandle {
     }
 }
 
-/// Starts the log of this process.
-pub(crate) fn start(log: &Log) -> Result<LevelHandle> {
+/// Starts the log of this process; what waits is written when the second value is dropped.
+///
+/// A thread of its own writes: nobody who renews a lease may wait for a disk that hangs, or for a
+/// reader who does not read. What such a thread cannot take is lost.
+pub(crate) fn start(log: &Log) -> Result<(LevelHandle, WorkerGuard)> {
     let (filter, handle) = reload::Layer::new(targets(log.level));
     let line = Line { format: log.format };
-    let registry = tracing_subscriber::registry().with(filter);
-    match &log.dir {
+    let queue = NonBlockingBuilder::default().buffered_lines_limit(QUEUE);
+    let (writer, written) = match &log.dir {
         Some(dir) => {
             let file = RollingFile::open(dir.join("patroni.log"), log)
                 .with_context(|| format!("log.dir: cannot write a log in {}", dir.display()))?;
-            let out = layer::layer()
-                .event_format(line)
-                .with_writer(Mutex::new(file));
-            registry.with(out).init();
+            queue.finish(file)
         }
-        None => {
-            registry
-                .with(layer::layer().event_format(line).with_writer(io::stderr))
-                .init();
-        }
-    }
-    Ok(LevelHandle(handle))
+        None => queue.finish(io::stderr()),
+    };
+    let out = layer::layer()
+        .event_format(line)
+        .with_writer(writer)
+        // It would say so on the standard error, and end the process where that is what fails.
+        .log_internal_errors(false);
+    tracing_subscriber::registry().with(filter).with(out).init();
+    Ok((LevelHandle(handle), written))
 }
+
+/// The lines that wait: minutes of a node to which much happens.
+const QUEUE: usize = 1000;
 
 /// The libraries below say at `INFO` what is `DEBUG` to an operator.
 fn targets(level: LogLevel) -> Targets {
@@ -232,10 +237,9 @@ impl Write for RollingFile {
         if self.size > 0 && self.size.saturating_add(length) > self.log.file_bytes {
             // A file that cannot be set aside is written on: a long log beats none.
             if let Err(error) = self.roll() {
-                eprintln!(
-                    "cannot begin a new log file {}: {error}",
-                    self.path.display()
-                );
+                let path = self.path.display();
+                // Nobody is left to tell where this fails as well.
+                writeln!(io::stderr(), "cannot begin a new log file {path}: {error}").ok();
             }
         }
         let written = self.file.write(bytes)?;

@@ -84,7 +84,7 @@ fn start(parsed: Parsed, source: Source, journal: Option<PathBuf>) -> Result<Exi
     if !faults.is_empty() {
         return Err(Faults(faults));
     }
-    let level = logging::start(&parsed.local.log).map_err(fault)?;
+    let (level, _written) = logging::start(&parsed.local.log).map_err(fault)?;
     for warning in &parsed.warnings {
         tracing::warn!("{warning}");
     }
