@@ -392,7 +392,7 @@ impl<'a> Watch<'a> {
         let copies = cluster.dir().join(format!("wal-{number}"));
         let started = SystemTime::now();
         let writers = Writers::start(cluster, primary).await?;
-        start_loops(primary, 1, Duration::from_millis(2)).await?;
+        start_loops(primary, 1, Duration::from_millis(5)).await?;
         let save =
             |node: &Node| WalSaver::start(&node.data_dir(), copies.join("live").join(node.name()));
         let savers = cluster.nodes().iter().map(save).collect();
@@ -412,8 +412,10 @@ impl<'a> Watch<'a> {
         let written = self.writers.stop().await;
         let primary = self.cluster.wait_primary(Duration::from_secs(60)).await?;
         let lost = lost(&written.acks, &surviving(primary, first_seq).await?);
-        let mut directories: Vec<PathBuf> =
-            self.savers.into_iter().flat_map(WalSaver::finish).collect();
+        let mut directories = Vec::new();
+        for saver in self.savers {
+            directories.extend(saver.finish()?);
+        }
         for node in self.cluster.nodes() {
             let into = self.copies.join(node.name());
             save_wal(&node.data_dir().join("pg_wal"), &into, self.started).ok();

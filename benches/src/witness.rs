@@ -28,7 +28,16 @@ pub struct Commit {
 pub struct WalSaver {
     into: PathBuf,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Kept>>,
+}
+
+/// Segments that were seen, by name.
+#[derive(Debug, Default)]
+struct Kept {
+    /// As they were when they were seen last.
+    last: BTreeMap<String, Vec<u8>>,
+    /// As they were before something else took the place of what had been written.
+    replaced: Vec<(String, Vec<u8>)>,
 }
 
 impl WalSaver {
@@ -36,22 +45,22 @@ impl WalSaver {
     /// dropped or finished.
     pub fn start(data_dir: &Path, into: PathBuf) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let (source, target, stopped) = (data_dir.join("pg_wal"), into.clone(), Arc::clone(&stop));
+        let (source, stopped) = (data_dir.join("pg_wal"), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
+            let mut kept = Kept::default();
             let mut since = SystemTime::now();
-            for pass in 0_u32.. {
+            loop {
                 let before = SystemTime::now();
-                // Copying races with the server and with a rewind by design; what is torn is not
-                // read.
-                save_wal(
-                    &source,
-                    &target.join(format!("pass{pass}")),
-                    since - PASS * 2,
-                )
-                .ok();
+                // Reading races with the server and with a rewind by design; what is torn is not
+                // decoded.
+                for (name, path) in recent(&source, since - PASS * 2).unwrap_or_default() {
+                    if let Ok(bytes) = std::fs::read(path) {
+                        kept.take(name, bytes);
+                    }
+                }
                 since = before;
                 if stopped.load(Ordering::Relaxed) {
-                    break;
+                    return kept;
                 }
                 std::thread::sleep(PASS);
             }
@@ -63,21 +72,32 @@ impl WalSaver {
         }
     }
 
-    /// Takes a last copy, stops, and returns the directories with the copies.
-    pub fn finish(mut self) -> Vec<PathBuf> {
-        self.end();
-        let entries = std::fs::read_dir(&self.into)
-            .into_iter()
-            .flatten()
-            .flatten();
-        entries.map(|entry| entry.path()).collect()
+    /// Looks a last time, stops, and returns the directories with the copies.
+    ///
+    /// # Errors
+    ///
+    /// Fails where they cannot be written.
+    pub fn finish(mut self) -> Result<Vec<PathBuf>> {
+        let Some(kept) = self.end() else {
+            return Ok(Vec::new());
+        };
+        let mut directories = vec![self.into.join("last")];
+        std::fs::create_dir_all(&directories[0])?;
+        for (name, bytes) in &kept.last {
+            std::fs::write(directories[0].join(name), bytes)?;
+        }
+        for (n, (name, bytes)) in kept.replaced.iter().enumerate() {
+            let directory = self.into.join(format!("replaced{n}"));
+            std::fs::create_dir_all(&directory)?;
+            std::fs::write(directory.join(name), bytes)?;
+            directories.push(directory);
+        }
+        Ok(directories)
     }
 
-    fn end(&mut self) {
+    fn end(&mut self) -> Option<Kept> {
         self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.join().ok();
-        }
+        self.thread.take()?.join().ok()
     }
 }
 
@@ -85,6 +105,44 @@ impl Drop for WalSaver {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+impl Kept {
+    /// Takes a file as it is now. One that a server went on writing takes the place of what it was;
+    /// of any other both are kept.
+    fn take(&mut self, name: String, bytes: Vec<u8>) {
+        let Some(before) = self.last.insert(name.clone(), bytes) else {
+            return;
+        };
+        let now = &self.last[&name];
+        let written = written(&name, &before);
+        if now.get(..written) != Some(&before[..written]) {
+            self.replaced.push((name, before));
+        }
+    }
+}
+
+/// Returns how much of a segment has been written, the zeros at its end left out; a history file
+/// all of it.
+///
+/// A segment is a file that was used before, so that behind its last page there may be old ones.
+/// Where a page is tells its header.
+fn written(name: &str, segment: &[u8]) -> usize {
+    let number = |digits| u64::from_str_radix(name.get(digits)?, 16).ok();
+    let (Some(log), Some(within)) = (number(8..16), number(16..24)) else {
+        return segment.len();
+    };
+    let begin = (log << 32) + within * segment.len() as u64;
+    let mut end = 0;
+    for (page, at) in segment.chunks(PAGE).zip((0..segment.len()).step_by(PAGE)) {
+        let position = page.get(8..16).and_then(|bytes| bytes.try_into().ok());
+        if position.map(u64::from_le_bytes) != Some(begin + at as u64) {
+            break;
+        }
+        let zeros = page.iter().rev().take_while(|byte| **byte == 0).count();
+        end = at + page.len() - zeros;
+    }
+    end
 }
 
 /// Copies the segments written since a moment, and every history file, from `pg_wal` into a new
@@ -96,21 +154,27 @@ impl Drop for WalSaver {
 /// meanwhile is left out.
 pub fn save_wal(pg_wal: &Path, into: &Path, since: SystemTime) -> Result<()> {
     std::fs::create_dir_all(into)?;
-    for entry in std::fs::read_dir(pg_wal)
+    for (name, path) in recent(pg_wal, since)? {
+        std::fs::copy(path, into.join(name)).ok();
+    }
+    Ok(())
+}
+
+/// Returns the segments written since a moment, and every history file.
+fn recent(pg_wal: &Path, since: SystemTime) -> Result<Vec<(String, PathBuf)>> {
+    let entries = std::fs::read_dir(pg_wal)
         .with_context(|| format!("cannot list {}", pg_wal.display()))?
-        .flatten()
-    {
+        .flatten();
+    let wanted = |entry: std::fs::DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
         let recent = entry
             .metadata()
             .and_then(|data| data.modified())
             .is_ok_and(|modified| modified >= since);
         let wanted = name.ends_with(".history") || (is_segment(&name) && recent);
-        if wanted {
-            std::fs::copy(entry.path(), into.join(name)).ok();
-        }
-    }
-    Ok(())
+        wanted.then(|| (name, entry.path()))
+    };
+    Ok(entries.filter_map(wanted).collect())
 }
 
 /// Reads the commits out of directories of WAL, each once, in the order of timeline and position.
@@ -257,8 +321,9 @@ fn read_histories(directory: &Path, starts: &mut BTreeMap<u32, u64>) {
 
 /// Reads a line of `pg_waldump`, if it tells of a commit.
 fn commit(timeline: u32, line: &str) -> Option<Commit> {
-    let place = lsn(line.split("lsn: ").nth(1)?.split(',').next()?)?;
-    let (_, description) = line.split_once("desc: COMMIT")?;
+    let (record, description) = line.split_once("desc: COMMIT")?;
+    let (_, place) = record.split_once("lsn: ")?;
+    let place = lsn(place.split(',').next()?)?;
     // `COMMIT 2026-01-02 03:04:05.678901 UTC; inval msgs: …`, or `COMMIT_PREPARED …` with more
     // words before the date.
     let words: Vec<&str> = description.split_whitespace().collect();
@@ -302,6 +367,8 @@ fn numbers(text: &str, separator: char) -> Option<[u64; 3]> {
 
 /// Between two copies of a living server's WAL.
 const PASS: Duration = Duration::from_millis(250);
+/// PostgreSQL's unless it was built otherwise.
+const PAGE: usize = 8192;
 
 #[cfg(test)]
 mod tests {
@@ -313,6 +380,43 @@ mod tests {
             lsn,
             at_us,
         }
+    }
+
+    /// A segment of two pages that was used before, with `bytes` of the present content.
+    fn segment(bytes: usize, content: u8) -> Vec<u8> {
+        let mut segment = vec![7; 2 * PAGE];
+        let begin: u64 = (1 << 32) + 3 * segment.len() as u64;
+        for at in (0..bytes).step_by(PAGE) {
+            let page = &mut segment[at..at + PAGE];
+            page.fill(0);
+            page[8..16].copy_from_slice(&(begin + at as u64).to_le_bytes());
+            page[24..(bytes - at).min(PAGE)].fill(content);
+        }
+        segment
+    }
+
+    #[test]
+    fn what_is_written_on_is_kept_once_and_what_is_replaced_is_kept_too() {
+        let name = "000000020000000100000003";
+        for bytes in [100, PAGE - 8, PAGE + 100] {
+            assert_eq!(written(name, &segment(bytes, 1)), bytes);
+        }
+        assert_eq!(written(name, &segment(0, 1)), 0);
+        assert_eq!(written("00000002.history", b"1\t0/3000000"), 11);
+        let mut kept = Kept::default();
+        for bytes in [0, 100, 200, PAGE + 100] {
+            kept.take(name.to_owned(), segment(bytes, 1));
+        }
+        assert_eq!((kept.last.len(), kept.replaced.len()), (1, 0));
+        // Another server's, of which one page is the same.
+        let mut other = segment(PAGE + 200, 1);
+        other[PAGE + 50] = 2;
+        kept.take(name.to_owned(), other.clone());
+        assert_eq!(kept.last[name], other);
+        assert_eq!(kept.replaced, [(name.to_owned(), segment(PAGE + 100, 1))]);
+        // One that a rewind has cut off to write it anew.
+        kept.take(name.to_owned(), Vec::new());
+        assert_eq!(kept.replaced[1].1, other);
     }
 
     #[test]

@@ -7,7 +7,8 @@ mod counts;
 mod features;
 mod purity;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,7 @@ pub(crate) fn all() -> ExitCode {
 /// When one fails.
 pub(crate) fn filtered(tools: &Tools, filter: &[String]) -> Result<()> {
     loudly(tools.export(&mut build_programs()))?;
-    let mut nextest = nextest();
+    let mut nextest = nextest("run");
     // A filter may name packages, and `--workspace` would overrule it.
     if !filter
         .iter()
@@ -58,10 +59,7 @@ fn steps(report: &mut Report) -> Result<()> {
     // The names of the files are enough: `cargo fmt` mends them.
     let format = ["fmt", "--all", "--", "--check", "-l"];
     report.step("format", || loudly(&mut in_workspace(&format)))?;
-    report.step("build of the tests", || {
-        let mut build = nextest();
-        loudly(tools.export(build.args(["--workspace", "--no-run"])))
-    })?;
+    let built = report.step("build of the tests", || Built::build(&tools))?;
     // Tests of real servers leave half of the processors' time over, in which the rest is computed.
     let (tested, aside, computed) = std::thread::scope(|scope| {
         let aside = scope.spawn(|| {
@@ -73,7 +71,7 @@ fn steps(report: &mut Report) -> Result<()> {
             }
             (report, outcome)
         });
-        let tested = tests(report, &tools);
+        let tested = tests(report, &tools, &built);
         let (report, outcome) = aside.join().expect("it does not panic");
         (tested, report, outcome)
     });
@@ -81,9 +79,41 @@ fn steps(report: &mut Report) -> Result<()> {
     tested.and(computed)
 }
 
-fn tests(report: &mut Report, tools: &Tools) -> Result<()> {
-    let mut tests = nextest();
-    tests.arg("--workspace");
+/// Tests that are built, so that they are run without cargo: it lets nobody else build meanwhile.
+struct Built {
+    /// What nextest is told of the binaries.
+    binaries: PathBuf,
+    /// And of the packages.
+    packages: PathBuf,
+}
+
+impl Built {
+    fn build(tools: &Tools) -> Result<Self> {
+        let directory = target_directory().join("nextest");
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let built = Self {
+            binaries: directory.join("binaries.json"),
+            packages: directory.join("packages.json"),
+        };
+        let into = |file: &Path| {
+            File::create(file).with_context(|| format!("cannot write {}", file.display()))
+        };
+        let mut list = nextest("list");
+        list.args(["--workspace", "--list-type", "binaries-only"])
+            .args(["--message-format", "json"])
+            .stdout(into(&built.binaries)?);
+        loudly(tools.export(&mut list))?;
+        let mut packages = in_workspace(&["metadata", "--format-version", "1"]);
+        loudly(packages.stdout(into(&built.packages)?))?;
+        Ok(built)
+    }
+}
+
+fn tests(report: &mut Report, tools: &Tools, built: &Built) -> Result<()> {
+    let mut tests = nextest("run");
+    tests.arg("--binaries-metadata").arg(&built.binaries);
+    tests.arg("--cargo-metadata").arg(&built.packages);
     report.tests("tests", || counts::nextest(tools.export(&mut tests)))?;
     let mut examples = in_workspace(&["test", "--workspace", "--doc"]);
     report.tests("examples in the documentation", || {
@@ -116,8 +146,6 @@ fn computations(report: &mut Report) -> Result<()> {
     let mut documentation = in_workspace(&["doc", "--workspace", "--no-deps"]);
     documentation.env("RUSTDOCFLAGS", "-D warnings");
     steps.push(("documentation".to_owned(), documentation));
-    let build = ["build", "--profile", "sim", "-p", "spilo-simulate"];
-    steps.push(("simulator".to_owned(), in_workspace(&build)));
     for (step, from, seeds) in [
         ("simulation", 0, 1000),
         ("simulation: seeds of this commit", seed_of_commit()?, 200),
@@ -140,8 +168,7 @@ fn computations(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Returns a command that has the processors while nothing else wants them, and a place of its own
-/// to build in: cargo lets nobody else build in a place where it builds.
+/// Returns a command that has the processors while nothing else wants them.
 fn aside(command: &Command) -> Command {
     let mut idle = match find_program("chrt") {
         Some(chrt) => {
@@ -157,13 +184,8 @@ fn aside(command: &Command) -> Command {
             command
                 .get_envs()
                 .filter_map(|(name, value)| Some((name, value?))),
-        )
-        .env("CARGO_TARGET_DIR", aside_directory());
+        );
     idle
-}
-
-fn aside_directory() -> PathBuf {
-    target_directory().join("aside")
 }
 
 /// Simulates clusters under fire. All rules must be reached by the fixed seeds.
@@ -179,8 +201,9 @@ fn simulation(from: u64, seeds: u64) -> Command {
     simulate
 }
 
+/// Returns the simulator that was built with its tests: the core is optimised in them as well.
 fn simulator() -> Command {
-    let mut simulate = Command::new(aside_directory().join("sim/simulate"));
+    let mut simulate = Command::new(target_directory().join("debug/simulate"));
     simulate.current_dir(workspace_root());
     simulate
 }
@@ -216,8 +239,8 @@ fn build_programs() -> Command {
     build
 }
 
-fn nextest() -> Command {
-    let mut nextest = in_workspace(&["nextest", "run", "--profile", "ci"]);
+fn nextest(subcommand: &str) -> Command {
+    let mut nextest = in_workspace(&["nextest", subcommand, "--profile", "ci"]);
     // A test whose server is absent must fail, on every machine on which this runs.
     nextest
         .envs([("CI", "true"), ("SPILO_CI", "1")])

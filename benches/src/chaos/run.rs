@@ -72,7 +72,7 @@ pub(super) async fn once(
     scene.observe(&writers, &server).await?;
     scene.observed_ms = boot_ms();
     let gone_ms = server.gone_ms();
-    let mut directories = saver.finish();
+    let mut directories = saver.finish()?;
     for node in cluster.nodes() {
         let into = copies.join(node.name());
         save_wal(&node.data_dir().join("pg_wal"), &into, started).ok();
@@ -305,7 +305,7 @@ impl Scene<'_> {
 async fn prepare(fault: Fault, old: &Node) -> Result<()> {
     let (loops, pause) = match fault {
         Fault::BusyBackends => (300, Duration::from_millis(100)),
-        _ => (1, Duration::from_millis(2)),
+        _ => (1, Duration::from_millis(5)),
     };
     start_loops(old, loops, pause).await?;
     if fault == Fault::DeafBackend {
