@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::analysis::{failed_writes, longest_gap_ms, lost};
-use crate::chaos::run::FENCE_LIMIT_MS;
+use crate::chaos::run::{FENCE_LIMIT_MS, ON_STANDBYS};
 use crate::clock::{ClockPair, boot_ms};
 use crate::cluster::Cluster;
 use crate::node::Node;
@@ -391,7 +391,7 @@ impl<'a> Watch<'a> {
     async fn start(cluster: &'a Cluster, primary: &Node, number: usize) -> Result<Self> {
         let copies = cluster.dir().join(format!("wal-{number}"));
         let started = SystemTime::now();
-        let writers = Writers::start(cluster, primary).await?;
+        let writers = Writers::start_paced(cluster, primary, ON_STANDBYS).await?;
         start_loops(primary, 1, Duration::from_millis(5)).await?;
         let save =
             |node: &Node| WalSaver::start(&node.data_dir(), copies.join("live").join(node.name()));

@@ -76,11 +76,9 @@ impl WalSaver {
     ///
     /// # Errors
     ///
-    /// Fails where they cannot be written.
+    /// Fails where they cannot be written, or were not taken.
     pub fn finish(mut self) -> Result<Vec<PathBuf>> {
-        let Some(kept) = self.end() else {
-            return Ok(Vec::new());
-        };
+        let kept = self.end().context("the thread that reads the log died")?;
         let mut directories = vec![self.into.join("last")];
         std::fs::create_dir_all(&directories[0])?;
         for (name, bytes) in &kept.last {

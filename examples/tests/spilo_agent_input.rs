@@ -315,7 +315,7 @@ fn a_log_that_cannot_be_written_ends_no_agent() {
         ended = agent.try_wait().unwrap();
     }
     std::thread::sleep(Duration::from_millis(500));
-    ended = ended.or(agent.try_wait().unwrap());
+    ended = ended.or_else(|| agent.try_wait().unwrap());
     agent.kill().unwrap();
     agent.wait().unwrap();
     assert_eq!(ended, None);

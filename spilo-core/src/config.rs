@@ -23,7 +23,8 @@ pub struct DynamicConfig {
     pub retry_timeout: Duration,
     /// How far behind the last known position of the leader a candidate may be, in bytes.
     pub maximum_lag_on_failover_bytes: u64,
-    /// How long a crashed primary may take to start before it fails over; zero fails over at once.
+    /// How long a primary may take no writes before it fails over; zero fails over at once. So does
+    /// one that was started three times without having served for half a minute in between.
     pub primary_start_timeout: Duration,
     /// Whether a primary may stay one without the store, if all members consent.
     pub failsafe_mode: bool,

@@ -45,7 +45,7 @@ pub(super) async fn once(
         .await?;
     let started = SystemTime::now();
     let timeline = timeline(old).await?;
-    let writers = Writers::start(cluster, old).await?;
+    let writers = Writers::start_paced(cluster, old, ON_STANDBYS).await?;
     let leases = LeaseWatch::start(cluster);
     prepare(fault, old).await?;
     let server = ServerWatch::start(old);
@@ -383,6 +383,8 @@ fn difference(later: u64, earlier: u64) -> i64 {
 /// permission; its lease outlives that by this much, so that the fence is over before anybody else
 /// may write.
 pub(crate) const FENCE_LIMIT_MS: u64 = 250;
+/// How often a standby is asked to take a row.
+pub(crate) const ON_STANDBYS: Duration = Duration::from_millis(50);
 /// How old the last word on the end of permission may be when the fault comes.
 const FRESH_MS: u64 = 25;
 /// By how much a busy machine makes the onlooker see the end of the last process late. What is

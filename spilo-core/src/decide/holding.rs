@@ -19,8 +19,9 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
         },
         Server::Down => start(view, control),
         Server::Busy { saying, .. } => busy(view, saying),
-        // Ended and started anew it would be as closed as before, and it may serve its clients.
-        Server::Closed { saying, .. } => Decision::wait(Rule::AwaitServer, saying.clone()),
+        // Ended and started anew it would be as closed as before, and it may serve its clients:
+        // the outage of one that was not started anew has not begun.
+        Server::Closed { saying, .. } => busy(view, saying),
         Server::Hung { .. } => hung(view),
     })
 }
@@ -167,9 +168,11 @@ fn start(view: &View<'_>, control: &Control) -> Decision {
         return safety::release(view, Rule::ReleaseUnpromotable, why);
     }
     if control.standby {
+        if let Some(decision) = unstartable(view) {
+            return decision;
+        }
         if let Some(failure) = view.backing_off(PgOpKind::Start) {
-            return unstartable(view)
-                .unwrap_or_else(|| Decision::wait(Rule::AwaitServer, failure.text.clone()));
+            return Decision::wait(Rule::AwaitServer, failure.text.clone());
         }
         let op = PgOp::Start {
             role: StartRole::Standby {
@@ -260,7 +263,10 @@ fn busy(view: &View<'_>, saying: &str) -> Decision {
 pub(super) fn overdue(view: &View<'_>) -> Option<Duration> {
     let spent = view.now().since(view.facts.outage.as_ref()?.since);
     let late = spent >= view.config().primary_start_timeout && !planted(Mutant::StartedForEver);
-    (late && has_others(view)).then_some(spent)
+    // Without a lease it serves reads only, and there is no lock to leave to anybody.
+    let held = view.facts.holding.as_ref();
+    let lives = held.is_some_and(|held| held.is_alive(view.now()));
+    (late && lives && has_others(view)).then_some(spent)
 }
 
 fn hung(view: &View<'_>) -> Decision {
@@ -274,20 +280,28 @@ fn hung(view: &View<'_>) -> Decision {
 
 /// Returns why another node has to try, if it has.
 fn unstartable(view: &View<'_>) -> Option<Decision> {
-    let release = |why: &str| Some(safety::release(view, Rule::ReleaseUnstartable, why));
-    let failure = view.facts.failures.get(&PgOpKind::Start);
-    let said = failure.map_or("it was started and ended again", |failure| &failure.text);
-    if let Some(spent) = overdue(view) {
-        let why = format!("it takes no writes for {} s; {said}", spent.as_secs());
-        return release(&why);
-    }
+    let Some(spent) = overdue(view) else {
+        return worn_out(view);
+    };
+    let why = format!(
+        "it takes no writes for {} s; {}",
+        spent.as_secs(),
+        said(view)
+    );
+    Some(safety::release(view, Rule::ReleaseUnstartable, &why))
+}
+
+/// The same, by how often it was started alone.
+pub(super) fn worn_out(view: &View<'_>) -> Option<Decision> {
     let starts = view.facts.outage.as_ref().map_or(0, |outage| outage.starts);
-    let failed = failure.map_or(0, |failure| failure.times);
     let again = starts >= START_TRIES && !planted(Mutant::StartedForEver);
-    if has_others(view) && (failed >= START_TRIES || again) {
-        return release(said);
-    }
-    None
+    let tired = again || view.failed(PgOpKind::Start) >= START_TRIES;
+    (tired && has_others(view)).then(|| safety::release(view, Rule::ReleaseUnstartable, said(view)))
+}
+
+fn said<'a>(view: &View<'a>) -> &'a str {
+    let failure = view.facts.failures.get(&PgOpKind::Start);
+    failure.map_or("it was started and ended again", |failure| &failure.text)
 }
 
 fn has_others(view: &View<'_>) -> bool {

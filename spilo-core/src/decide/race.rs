@@ -217,12 +217,14 @@ fn position(view: &View<'_>) -> Option<Decision> {
     let fork = cluster.history.as_ref().and_then(|history| history.last());
     if let Some(fork) = fork.filter(|_| view.config().check_timeline) {
         let Some(history) = &view.facts.own_history else {
+            // Without the file, which somebody may have removed, the number has to do.
+            let unreadable = view.facts.lanes.history_failed.is_some();
+            if unreadable && mine.timeline.0 == fork.timeline.0.saturating_add(1) {
+                return None;
+            }
+            let why = "the history of the own timeline is not known";
             let action = Action::ReadHistory(None);
-            return Some(Decision::new(
-                Rule::TimelineBehind,
-                action,
-                "the own history is not known",
-            ));
+            return Some(Decision::new(Rule::TimelineBehind, action, why));
         };
         if !has_come_through(history, fork) {
             let why = format!(
@@ -291,8 +293,7 @@ fn peers(view: &View<'_>) -> Option<Decision> {
         let Some(peer) = answer(name).and_then(|seen| seen.value.as_ref()) else {
             continue;
         };
-        let barred = is_unlisted(view, name) || (peer.barred && !planted(Mutant::BarredAwaited));
-        if peer.no_failover || (barred && is_late) {
+        if peer.no_failover || (is_unlisted(view, name) && is_late) {
             continue;
         }
         if let Some(theirs) = ahead(peer, mine, view.facts.own_history.as_ref()) {
@@ -300,6 +301,17 @@ fn peers(view: &View<'_>) -> Option<Decision> {
             // it has not replayed yet what it has.
             let is_dead = is_late && too_far_behind(view, theirs.lsn).is_some();
             if is_dead && !planted(Mutant::DeadBranchAwaited) {
+                continue;
+            }
+            // It may not lead, and no more is lost by that than may be.
+            let most = view.config().maximum_lag_on_failover_bytes;
+            let known = view
+                .cluster()?
+                .status
+                .as_ref()
+                .is_some_and(|s| s.optime.is_some());
+            let bounded = known || theirs.lsn.bytes_past(mine.lsn) <= most;
+            if peer.barred && is_late && bounded && !planted(Mutant::BarredAwaited) {
                 continue;
             }
             let why = format!("{name} is at {theirs}, this server at {mine}");

@@ -168,13 +168,14 @@ fn hopeless(view: &View<'_>, why: &str) -> Option<Decision> {
     let start = PgOp::Start {
         role: StartRole::Primary,
     };
-    if let Some(spent) = holding::overdue(view)
-        && view
-            .facts
-            .op
-            .as_ref()
-            .is_some_and(|running| running.op == start)
-    {
+    let starts = view
+        .facts
+        .op
+        .as_ref()
+        .is_some_and(|running| running.op == start);
+    // One that nobody could take the lock of comes back by itself.
+    let fails_over = view.facts.handed_over.is_none();
+    if let Some(spent) = holding::overdue(view).filter(|_| starts && fails_over) {
         let why = format!("it takes no writes for {} s, in {why}", spent.as_secs());
         return Some(Decision::new(Rule::FenceHung, Action::CancelAndFence, why));
     }
@@ -300,6 +301,9 @@ fn handed_over(view: &View<'_>) -> Option<Decision> {
         return Some(Decision::new(Rule::AwaitHandOver, Action::AskPeers, why));
     }
     if view.is_armed_for(Duration::ZERO) {
+        if let Some(decision) = holding::worn_out(view) {
+            return Some(decision);
+        }
         if let Some(failure) = view.backing_off(PgOpKind::Start) {
             return Some(Decision::wait(Rule::HandOverFailed, failure.text.clone()));
         }

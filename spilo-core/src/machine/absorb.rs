@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::duties::FENCE_PATIENCE;
-use super::facts::{HandedOver, LeaderHistory, OpFailure, Outage, RunningOp, Seen, Sent};
+use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
 use super::lease::{Holding, Predecessor, Proof};
 use super::listed::Listed;
 use super::lock::electorate;
@@ -371,14 +371,8 @@ impl Machine {
         if !promoted && facts.op.is_none() && at >= facts.settled_at {
             facts.checkpoint_pending = false;
         }
+        facts.see_outage(&status);
         facts.pg = Some(Seen { at, value: status });
-        let outage = facts.outage.take().filter(|_| facts.holding.is_some());
-        facts.outage = match (outage, promoted) {
-            (Some(outage), true) => outage.over(facts.now),
-            (Some(outage), false) => Some(outage.on(facts.now)),
-            (None, false) if facts.holding.is_some() => Some(Outage::new(facts.now)),
-            (None, _) => None,
-        };
     }
 
     fn history_read(
@@ -457,11 +451,8 @@ impl Machine {
                     kind: failure.kind,
                     text: failure.text,
                 };
-                // It is not tried again: the next try would end the clients again.
-                if let (PgOp::HandOver { .. }, Some(seen)) = (&running.op, &facts.cluster)
-                    && let Some(asked) = &seen.value.failover
-                {
-                    facts.refused_failover = Some((asked.revision, failure.text.clone()));
+                if kind == PgOpKind::HandOver {
+                    facts.refuse_hand_over(&failure.text);
                 }
                 facts.failures.insert(kind, failure);
             }

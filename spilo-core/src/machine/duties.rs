@@ -400,6 +400,10 @@ impl Machine {
                 .refused_failover
                 .get_or_insert_with(|| (revision, decision.why.clone()));
         }
+        // Nobody could take the lock: the next try would end the clients again.
+        if decision.rule == Rule::HandOverFailed {
+            self.facts.refuse_hand_over(&decision.why);
+        }
         let gone = |kind: PgErrorKind| kind == PgErrorKind::NotLevel;
         if decision.rule == Rule::Lead {
             self.facts.failures.retain(|_, failure| !gone(failure.kind));

@@ -19,7 +19,7 @@ use crate::history::History;
 use crate::ids::{Epoch, MemberName, OpId, Revision, SlotName, SystemId};
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
-use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Server};
+use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Running, Server};
 use crate::time::NodeTime;
 use crate::wal::Timeline;
 
@@ -130,6 +130,8 @@ pub struct Facts {
     pub slot_seen: BTreeMap<SlotName, NodeTime>,
     /// When slots were last created and dropped.
     pub slots_at: Option<NodeTime>,
+    /// Which request the latest hand-over was begun for.
+    pub handing_over: Option<Revision>,
     /// A switchover that was given up, with why, so that it is not tried again.
     pub refused_failover: Option<(Revision, String)>,
     /// A switchover that this node released the lock for: its revision.
@@ -158,6 +160,33 @@ pub struct Outage {
     pub back: Option<NodeTime>,
 }
 
+impl Facts {
+    /// Remembers that the request which the latest hand-over was for is not tried again.
+    pub(crate) fn refuse_hand_over(&mut self, why: &str) {
+        if let Some(asked) = self.handing_over {
+            self.refused_failover = Some((asked, why.to_owned()));
+        }
+    }
+}
+
+impl Facts {
+    /// Takes note of whether the holder's server takes writes.
+    pub(super) fn see_outage(&mut self, status: &PgStatus) {
+        let serves = status.running().is_some_and(Running::is_primary);
+        // A standby that nobody can ask is of no use to a holder.
+        let closed = matches!(status.server, Server::Closed { .. })
+            && status.control().is_some_and(|control| !control.standby);
+        let outage = self.outage.take().filter(|_| self.holding.is_some());
+        self.outage = match (outage, serves) {
+            (outage, false) if closed => outage.and_then(Outage::unseen),
+            (Some(outage), true) => outage.over(self.now),
+            (Some(outage), false) => Some(outage.on(self.now)),
+            (None, false) if self.holding.is_some() => Some(Outage::new(self.now)),
+            (None, _) => None,
+        };
+    }
+}
+
 impl Outage {
     /// Begins one.
     pub(crate) fn new(now: NodeTime) -> Self {
@@ -166,6 +195,12 @@ impl Outage {
             starts: 0,
             back: None,
         }
+    }
+
+    /// Returns it where nobody can tell. Clients of a server that was not started anew may well be
+    /// served.
+    pub(crate) fn unseen(self) -> Option<Self> {
+        (self.starts > 0).then_some(self)
     }
 
     /// Returns it where the server takes no writes now.
@@ -374,6 +409,7 @@ impl Facts {
             electorate: BTreeMap::new(),
             slot_seen: BTreeMap::new(),
             slots_at: None,
+            handing_over: None,
             refused_failover: None,
             shutdown: false,
             detach: None,
@@ -395,6 +431,11 @@ impl Facts {
         assert!(self.op.is_none(), "one operation at a time");
         self.lanes.op.0 += 1;
         let id = self.lanes.op;
+        if matches!(op, PgOp::HandOver { .. }) {
+            let cluster = self.cluster.as_ref().map(|seen| &seen.value);
+            let asked = cluster.and_then(|cluster| cluster.failover.as_ref());
+            self.handing_over = asked.map(|asked| asked.revision);
+        }
         self.op = Some(RunningOp {
             id,
             op,

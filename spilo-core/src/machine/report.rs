@@ -132,7 +132,8 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
             || facts.op.as_ref().is_some_and(|op| op.op.makes_primary()),
         failsafe_active: leadership.is_some_and(|l| l.by == PermittedBy::Consent),
         waits_until: waits_until(&view).unwrap_or(NodeTime(0)),
-        barred: last.is_some_and(|last| last.rule.bars()),
+        barred: last.is_some_and(|last| last.rule.bars())
+            || (!view.is_holder() && (facts.store_failing.is_some() || facts.cluster.is_none())),
         decision: last.map_or(("", String::new()), |d| (d.rule.as_str(), d.why.clone())),
         stepped_at: facts.now,
         fence: "guard",

@@ -115,6 +115,7 @@ modes! {
     25 "the order of a list decides" [
     ] "synchronous mode, which is not built yet; the order of members: a row of `decide`"
     26 "the right candidate defers to a primary that is dead or demoted" [
+        decisions::f26_a_standby_that_is_ahead_and_cut_off_from_the_store_blocks_nobody,
         decisions::f26_a_demoted_primary_that_is_ahead_is_waited_for_and_blocks_nobody,
     ] "a synchronous standby that must go first: synchronous mode, which is not built yet"
     27 "an outdated or half-made copy is promoted" [

@@ -120,14 +120,18 @@ impl Lane {
                 Effect::Once => (share, left),
                 Effect::Read | Effect::Repeatable => (share, share),
             };
+            let mut trial = Trial {
+                lane: self,
+                then: known.after(url),
+            };
             let failed = match self.attempt(url, times, &send).await {
                 Ok(answer) => {
-                    self.prefer(url);
+                    trial.then = url;
                     return Ok(answer);
                 }
                 Err(failed) => failed,
             };
-            self.prefer(known.after(url));
+            drop(trial);
             endpoints.failed();
             let verdict = failed.verdict;
             tracing::debug!(action = request.action, ?verdict, problem = failed.problem);
@@ -274,6 +278,19 @@ impl Lane {
     /// Closes connections to what is not known as an endpoint any more.
     fn forget_others(&self, known: &Known) {
         held(&self.clients).retain(|url, _| known.urls.contains(url));
+    }
+}
+
+/// A request to an endpoint; where it is dropped without an answer the next request goes to another
+/// one: a caller who waits for a shorter time than the endpoint may take would ask it for ever.
+struct Trial<'a> {
+    lane: &'a Lane,
+    then: &'a str,
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        self.lane.prefer(self.then);
     }
 }
 

@@ -8,6 +8,7 @@ use spilo_core::conformance::dcs::Laboratory as _;
 use spilo_core::dcs::{DcsErrorKind, Expect, Key, Lease};
 use spilo_core::{Dcs as _, DcsError, MemberName, Revision};
 use spilo_dcs::Etcd;
+use tokio::time::timeout;
 
 use crate::server::EtcdCluster;
 
@@ -58,6 +59,28 @@ async fn a_frozen_member_delays_no_renewal() {
         kept_for(&etcd, &lease, Duration::from_secs(3)).await;
         until_written(&etcd, &lease).await;
         bounded(etcd.read()).await.unwrap();
+        cluster.signal(i, "-CONT");
+        kept_for(&etcd, &lease, Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_wait_for_a_frozen_member_comes_to_another_one() {
+    let cluster = EtcdCluster::start(3).await;
+    let mut options = cluster.options();
+    options.request_timeout = Duration::from_secs(9);
+    let etcd = Etcd::new(options).unwrap();
+    let lease = etcd.acquire(&me(), Duration::from_secs(60)).await.unwrap();
+    for i in 0..3 {
+        cluster.signal(i, "-STOP");
+        let mut renewed = false;
+        // The stream that was open, the member that it led to, another one; and two members may
+        // have to elect a leader of etcd first.
+        for _ in 0..8 {
+            let short = Duration::from_millis(700);
+            renewed |= matches!(timeout(short, etcd.renew(&lease)).await, Ok(Ok(())));
+        }
+        assert!(renewed, "member {i}");
         cluster.signal(i, "-CONT");
         kept_for(&etcd, &lease, Duration::from_secs(1)).await;
     }
@@ -265,7 +288,7 @@ async fn a_watch_that_cannot_go_on_ends_as_a_hint() {
     within(Duration::from_secs(3), etcd.changed(Revision(1))).await;
 
     let (woken, ()) = tokio::join!(
-        tokio::time::timeout(Duration::from_secs(40), etcd.changed(last)),
+        timeout(Duration::from_secs(40), etcd.changed(last)),
         async {
             cluster.sleep(Duration::from_millis(300)).await;
             cluster.signal(0, "-STOP");
@@ -323,7 +346,7 @@ async fn the_leaders_position_wakes_no_watcher() {
     for key in [Key::Status, Key::LegacyOptime] {
         etcd.put(key, bytes("1"), Expect::Anything).await.unwrap();
     }
-    let woken = tokio::time::timeout(Duration::from_secs(1), etcd.changed(since)).await;
+    let woken = timeout(Duration::from_secs(1), etcd.changed(since)).await;
     assert!(woken.is_err(), "nobody waits for it");
     etcd.put(Key::Failover, bytes("{}"), Expect::Anything)
         .await
@@ -426,10 +449,7 @@ async fn bounded<T>(call: impl Future<Output = Result<T, DcsError>>) -> Result<T
 }
 
 async fn within(span: Duration, call: impl Future<Output = Result<(), DcsError>>) {
-    tokio::time::timeout(span, call)
-        .await
-        .expect("it ends in time")
-        .unwrap();
+    timeout(span, call).await.expect("it ends in time").unwrap();
 }
 
 fn transient(error: &DcsError) -> bool {

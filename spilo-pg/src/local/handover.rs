@@ -1,8 +1,7 @@
 //! Stopping the primary so that a standby has everything.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -23,6 +22,15 @@ struct Streamer {
     user: String,
     streaming: bool,
     flushed: Lsn,
+}
+
+/// Processes whose streams a stop need not wait for.
+#[derive(Debug, Default)]
+struct Dispensable {
+    /// Of programs that take the log, and of members where another one is to have it.
+    others: BTreeSet<i32>,
+    /// Of members, any of which may yet have it in time.
+    laggards: BTreeSet<i32>,
 }
 
 impl LocalPostgres {
@@ -47,10 +55,9 @@ impl LocalPostgres {
         drop(session);
         progress.say("stopping the server");
         self.signal_stop().await?;
-        let others = Arc::new(self.dispensable(&streamers, candidate));
-        let released = Arc::new(AtomicBool::new(others.is_empty()));
+        let streams = Arc::new(Mutex::new(self.dispensable(&streamers, candidate)));
         let since = Instant::now();
-        self.wait_for_end(|| self.release(since, Arc::clone(&others), Arc::clone(&released)))
+        self.wait_for_end(|| self.release(since, Arc::clone(&streams)))
             .await?;
         let control = self.blocking(action, |options| Ok(disk::read_control(options)));
         match control.await? {
@@ -116,9 +123,9 @@ impl LocalPostgres {
             )
     }
 
-    /// Returns the processes of the streams that the stop need not wait for: without a candidate
-    /// those of programs, and of members that lag behind the furthest one.
-    fn dispensable(&self, streamers: &[Streamer], candidate: Option<&MemberName>) -> BTreeSet<i32> {
+    /// Returns the streams that the stop need not wait for: those of programs, and of members that
+    /// are not the candidate, or without one lag behind the furthest one.
+    fn dispensable(&self, streamers: &[Streamer], candidate: Option<&MemberName>) -> Dispensable {
         let members = streamers
             .iter()
             .filter(|streamer| self.is_members(streamer));
@@ -126,12 +133,19 @@ impl LocalPostgres {
             .map(|member| member.flushed)
             .max()
             .unwrap_or_default();
-        let keep = |streamer: &&Streamer| match candidate {
-            Some(candidate) => streamer.name == candidate.as_str(),
-            None => self.is_members(streamer) && furthest.bytes_past(streamer.flushed) <= CLOSE,
-        };
-        let others = streamers.iter().filter(|streamer| !keep(streamer));
-        others.map(|streamer| streamer.pid).collect()
+        let mut dispensable = Dispensable::default();
+        for streamer in streamers {
+            let keep = match candidate {
+                Some(candidate) => streamer.name == candidate.as_str(),
+                None => self.is_members(streamer) && furthest.bytes_past(streamer.flushed) <= CLOSE,
+            };
+            if !keep && candidate.is_none() && self.is_members(streamer) {
+                dispensable.laggards.insert(streamer.pid);
+            } else if !keep {
+                dispensable.others.insert(streamer.pid);
+            }
+        }
+        dispensable
     }
 
     /// Ends the streams that the stop need not wait for, once the shutdown record is written.
@@ -139,21 +153,29 @@ impl LocalPostgres {
     /// A stopping server waits until each of its walsenders has delivered everything, also to a
     /// pg_receivewal that is stuck; and before it writes that record, until each has at least sent
     /// what was under way.
-    async fn release(&self, since: Instant, others: Arc<BTreeSet<i32>>, released: Arc<AtomicBool>) {
-        if released.load(Ordering::Relaxed) {
+    async fn release(&self, since: Instant, streams: Arc<Mutex<Dispensable>>) {
+        let is_late = since.elapsed() >= RECORD_LIMIT;
+        let left = |streams: &Dispensable| {
+            !streams.others.is_empty() || (is_late && !streams.laggards.is_empty())
+        };
+        let locked = || streams.lock().unwrap_or_else(PoisonError::into_inner);
+        if !left(&locked()) {
             return;
         }
         let shut_down = self.blocking("hand over", |options| {
             Ok(disk::read_control(options).is_ok_and(|c| c.state == ControlState::ShutDown))
         });
-        if !shut_down.await.unwrap_or(false) && since.elapsed() < RECORD_LIMIT {
+        if !is_late && !shut_down.await.unwrap_or(false) {
             return;
         }
-        released.store(true, Ordering::Relaxed);
         let Ok(alive) = self.eye.processes().await else {
             return;
         };
-        for pid in others.iter().copied() {
+        let mut ended = std::mem::take(&mut locked().others);
+        if is_late {
+            ended.append(&mut locked().laggards);
+        }
+        for pid in ended {
             if alive.contains(&pid.unsigned_abs())
                 && let Some(target) = Pid::from_raw(pid)
             {
@@ -197,6 +219,6 @@ const WINDOW: Duration = Duration::from_millis(250);
 /// What is sent within a few milliseconds over any network that a cluster runs on.
 const CLOSE: u64 = 64 << 10;
 const ANSWER: Duration = Duration::from_secs(2);
-/// How long a server whose clients are gone, and whose pages were written just before, is left to
-/// write its shutdown record with all streams open.
+/// How long a server whose clients are gone, and whose pages were written just before, may take to
+/// write its shutdown record, and a member to take it.
 const RECORD_LIMIT: Duration = Duration::from_secs(1);

@@ -82,7 +82,7 @@ impl Session {
         let attempt = timeout(limit, config.connect(NoTls)).await;
         let (client, connection) = attempt
             .map_err(|_| SqlError::Silent(limit))?
-            .map_err(classify)?;
+            .map_err(refusal)?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             if let Err(error) = connection.await {
@@ -186,6 +186,24 @@ fn settings(purpose: Purpose) -> String {
     )
 }
 
+/// Reads why there is no connection: a server that has no memory for one, or no such database, or
+/// lets nobody into it, runs as well.
+fn refusal(error: tokio_postgres::Error) -> SqlError {
+    let code = error.as_db_error().map(|said| said.code().clone());
+    match (classify(error), code) {
+        (SqlError::Failed(text), Some(code)) if code.code().starts_with("53") => {
+            SqlError::Full(text)
+        }
+        (SqlError::Failed(text), Some(code))
+            if code == SqlState::INVALID_CATALOG_NAME
+                || code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE =>
+        {
+            SqlError::Denied(text)
+        }
+        (error, _) => error,
+    }
+}
+
 fn classify(error: tokio_postgres::Error) -> SqlError {
     if let Some(said) = error.as_db_error() {
         let text = said.message().to_owned();
@@ -197,8 +215,8 @@ fn classify(error: tokio_postgres::Error) -> SqlError {
             {
                 SqlError::NotNow(text)
             }
-            c if *c == SqlState::TOO_MANY_CONNECTIONS => SqlError::Full(text),
             c if *c == SqlState::QUERY_CANCELED => SqlError::Cancelled(text),
+            c if *c == SqlState::TOO_MANY_CONNECTIONS => SqlError::Full(text),
             c if c.code().starts_with("28") => SqlError::Denied(text),
             _ => SqlError::Failed(text),
         };

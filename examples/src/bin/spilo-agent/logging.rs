@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde_json::{Map, Value};
@@ -32,11 +33,30 @@ impl LevelHandle {
     }
 }
 
+/// What waits in the log's queue; it is written when this is dropped, or after a while it is not.
+pub(crate) struct Waiting(Option<WorkerGuard>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let (written, end) = std::sync::mpsc::sync_channel::<()>(0);
+        let guard = self.0.take();
+        // The guard itself waits for a writer that hangs, at worst for ever.
+        let waits = std::thread::Builder::new().spawn(move || {
+            drop(guard);
+            drop(written);
+        });
+        if waits.is_ok() {
+            // Nothing is ever sent: the channel ends with the thread.
+            end.recv_timeout(FINISH).unwrap_or_default();
+        }
+    }
+}
+
 /// Starts the log of this process; what waits is written when the second value is dropped.
 ///
 /// A thread of its own writes: nobody who renews a lease may wait for a disk that hangs, or for a
 /// reader who does not read. What such a thread cannot take is lost.
-pub(crate) fn start(log: &Log) -> Result<(LevelHandle, WorkerGuard)> {
+pub(crate) fn start(log: &Log) -> Result<(LevelHandle, Waiting)> {
     let (filter, handle) = reload::Layer::new(targets(log.level));
     let line = Line { format: log.format };
     let queue = NonBlockingBuilder::default().buffered_lines_limit(QUEUE);
@@ -54,11 +74,14 @@ pub(crate) fn start(log: &Log) -> Result<(LevelHandle, WorkerGuard)> {
         // It would say so on the standard error, and end the process where that is what fails.
         .log_internal_errors(false);
     tracing_subscriber::registry().with(filter).with(out).init();
-    Ok((LevelHandle(handle), written))
+    Ok((LevelHandle(handle), Waiting(Some(written))))
 }
 
 /// The lines that wait: minutes of a node to which much happens.
 const QUEUE: usize = 1000;
+
+/// Long enough for any disk that works, and an agent that ends must end.
+const FINISH: Duration = Duration::from_secs(2);
 
 /// The libraries below say at `INFO` what is `DEBUG` to an operator.
 fn targets(level: LogLevel) -> Targets {

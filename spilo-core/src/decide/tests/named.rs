@@ -150,6 +150,19 @@ fn f26_a_peer_that_is_ahead_and_says_that_it_may_not_lead_is_not_waited_for_for_
     assert_eq!(racer(true, 95_000), Rule::PeerAhead);
     assert_eq!(racer(true, 89_000), Rule::Acquire);
     assert_eq!(racer(false, 89_000), Rule::PeerAhead);
+    // Nor where nobody knows how much is lost by it.
+    let far = |optime: Option<u64>| {
+        let peer = PeerStatus {
+            barred: true,
+            ..peer_at(2_000_000)
+        };
+        let node = node()
+            .peer(Some(peer))
+            .cluster(|c| c.status = optime.map(super::optime));
+        rule(node.with(|f| f.predecessor.as_mut().unwrap().gone = Some(NodeTime(89_000))))
+    };
+    assert_eq!(far(None), Rule::PeerAhead);
+    assert_eq!(far(Some(1000)), Rule::Acquire);
 }
 
 #[test]
@@ -184,6 +197,19 @@ fn a_holder_whose_server_does_not_stay_up_leaves_the_lock_to_others() {
         let with_b = down().member("b", |_| {}).with(minute).with(change);
         assert_eq!(rule(with_b), others);
     }
+}
+
+#[test]
+fn a_holder_whose_server_takes_too_long_leaves_the_lock_to_others() {
+    let outage = |since: u64, starts: u32| {
+        let outage = Outage {
+            since: NodeTime(since),
+            starts,
+            back: None,
+        };
+        move |f: &mut Facts| f.outage = Some(outage)
+    };
+    let down = || node().down(false, ControlState::InProduction).holder();
     // At once, where that is wanted.
     let at_once = |f: &mut Facts| {
         Arc::make_mut(&mut f.config).primary_start_timeout = Duration::ZERO;
@@ -216,11 +242,24 @@ fn a_holder_whose_server_does_not_stay_up_leaves_the_lock_to_others() {
         saying: "password authentication failed".to_owned(),
         guarded: true,
     };
-    let closed = with_b()
-        .pg(data.clone(), closed)
-        .with(minute)
-        .with(outage(0, 3));
-    assert_eq!(rule(closed), Rule::AwaitServer);
+    let closed = || with_b().pg(data.clone(), closed.clone()).with(minute);
+    assert_eq!(rule(closed()), Rule::AwaitServer);
+    // One that was just started serves nobody yet.
+    assert_eq!(rule(closed().with(outage(0, 1))), Rule::FenceHung);
+    // Nor does a standby, whatever the lock is; without a lock it serves as one.
+    let standby = || {
+        let busy = Server::Busy {
+            saying: "the database system is starting up".to_owned(),
+            guarded: true,
+        };
+        let data = DataDir::Ready(control(true, ControlState::InArchiveRecovery));
+        with_b().pg(data, busy).with(minute).with(outage(0, 0))
+    };
+    assert_eq!(rule(standby()), Rule::FenceHung);
+    let recovered = || node().down(true, ControlState::InArchiveRecovery).holder();
+    let recovered = recovered().member("b", |_| {}).with(minute);
+    assert_eq!(rule(recovered.clone()), Rule::StartHolder);
+    assert_eq!(rule(recovered.with(outage(0, 0))), Rule::ReleaseUnstartable);
 }
 
 #[test]
@@ -233,7 +272,10 @@ fn an_outage_is_over_once_the_server_has_served_for_a_while() {
     let again = back.clone().on(at(110));
     assert_eq!((again.since, again.starts, again.back), (at(110), 2, None));
     assert_eq!(back.clone().over(at(130)), Some(back.clone()));
-    assert_eq!(back.over(at(131)), None);
+    assert_eq!(back.clone().over(at(131)), None);
+    // Nobody may look at it: it is over, unless it was started in it.
+    assert_eq!(back.clone().unseen(), Some(back));
+    assert_eq!(Outage::new(at(1)).unseen(), None);
 }
 
 #[test]

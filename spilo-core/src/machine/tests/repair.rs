@@ -3,7 +3,6 @@
 use super::*;
 use crate::decide::Rule;
 use crate::ids::OpId;
-use crate::machine::facts::RunningOp;
 use crate::pg::{PgErrorKind, PgOp, StartRole, Upstream};
 
 #[test]
@@ -111,22 +110,27 @@ fn a_hand_over_that_failed_is_not_tried_again_for_the_same_request() {
         raw
     };
     trace.snapshot(asked(40));
-    let candidate = Some(name("b"));
-    trace.machine.facts.op = Some(RunningOp {
-        id: OpId(77),
-        op: PgOp::HandOver { candidate },
-        since: trace.now,
-        cancelled: false,
-    });
-    let failure = Failure::new(PgErrorKind::Retry, "it broke");
-    trace.step(1, Event::OpEnded(OpId(77), Err(failure)));
+    let hand_over = |trace: &mut Trace| {
+        let facts = &mut trace.machine.facts;
+        facts.op = None;
+        let candidate = Some(name("b"));
+        facts.start_op(PgOp::HandOver { candidate })
+    };
+    let id = hand_over(&mut trace);
+    let failure = || Err(Failure::new(PgErrorKind::Retry, "it broke"));
+    trace.step(1, Event::OpEnded(id, failure()));
     let refused = |trace: &Trace| trace.machine.facts().refused_failover.clone();
     assert_eq!(refused(&trace), Some((Revision(40), "it broke".to_owned())));
     // However long the server takes to be back.
     trace.pass(3000);
     assert!(refused(&trace).is_some());
-    // Another request is another matter.
+    // Another request is another matter, also one that came while this one was tried.
     trace.snapshot(asked(41));
+    assert_eq!(refused(&trace), None);
+    let id = hand_over(&mut trace);
+    trace.snapshot(asked(42));
+    trace.step(1, Event::OpEnded(id, failure()));
+    trace.snapshot(asked(42));
     assert_eq!(refused(&trace), None);
 }
 

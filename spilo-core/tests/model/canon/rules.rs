@@ -126,7 +126,7 @@ fn facts(name: &str) -> Rule {
         // Servers here do not hang, and nobody asks an agent to end.
         "server_since" => Rule::LeaveOut,
         // Starts take no minutes here, and three take more incidents than there are.
-        "outage" => Rule::LeaveOut,
+        "outage" | "handing_over" => Rule::LeaveOut,
         // There are no slots here.
         "slot_seen" | "slots_at" => Rule::LeaveOut,
         "store_failing" | "pg_failing" | "refused_failover" => Rule::Presence,

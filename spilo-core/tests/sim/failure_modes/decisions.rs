@@ -126,6 +126,30 @@ pub(super) fn f21_a_survivor_that_has_everything_leads_though_the_others_are_gon
 }
 
 #[test]
+pub(super) fn f26_a_standby_that_is_ahead_and_cut_off_from_the_store_blocks_nobody() {
+    let mut sim = three(10);
+    let primary = sim.primary().unwrap();
+    let ahead = another(&sim, primary);
+    let behind = (0..3).find(|n| *n != primary && *n != ahead).unwrap();
+    let lag = [(primary, behind), (behind, primary)];
+    for (from, to) in lag {
+        sim.begin(Fault::CutOneWay(from, to));
+    }
+    run(&mut sim, 2.0);
+    sim.begin(Fault::CutFromStore(ahead));
+    run(&mut sim, 0.5);
+    sim.begin(Fault::KillNode(primary));
+    for (from, to) in lag {
+        sim.end(Fault::CutOneWay(from, to));
+    }
+    let took = sim.run_until("the other", 30, |sim| sim.primary() == Some(behind));
+    // A lease, and the patience with one that is ahead.
+    assert!((10_000..21_000).contains(&took), "{took} ms\n{sim}");
+    sim.end_all();
+    healthy(&mut sim);
+}
+
+#[test]
 pub(super) fn f26_a_demoted_primary_that_is_ahead_is_waited_for_and_blocks_nobody() {
     for gone_for_good in [false, true] {
         let mut sim = settled(json!({ "ttl": 5, "failsafe_mode": false }), &NAMES);
