@@ -409,7 +409,7 @@ fn status(role: Role) -> Status {
     status.fence = "guard";
     status.weaknesses = Vec::new();
     status.worst_fence_ms = 12;
-    status.waits_until = NOW;
+    (status.waits_until, status.barred) = (NOW, false);
     status
 }
 
