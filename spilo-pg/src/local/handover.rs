@@ -31,6 +31,8 @@ struct Dispensable {
     others: BTreeSet<i32>,
     /// Of members, any of which may yet have it in time.
     laggards: BTreeSet<i32>,
+    /// When they were last told to end.
+    told: Option<Instant>,
 }
 
 impl LocalPostgres {
@@ -155,11 +157,15 @@ impl LocalPostgres {
     /// what was under way.
     async fn release(&self, since: Instant, streams: Arc<Mutex<Dispensable>>) {
         let is_late = since.elapsed() >= RECORD_LIMIT;
-        let left = |streams: &Dispensable| {
-            !streams.others.is_empty() || (is_late && !streams.laggards.is_empty())
-        };
         let locked = || streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if !left(&locked()) {
+        if locked().told.is_some_and(|at| at.elapsed() < TOLD_AGAIN) {
+            return;
+        }
+        let mut ends = locked().others.clone();
+        if is_late {
+            ends.extend(&locked().laggards);
+        }
+        if ends.is_empty() {
             return;
         }
         let shut_down = self.blocking("hand over", |options| {
@@ -168,14 +174,11 @@ impl LocalPostgres {
         if !is_late && !shut_down.await.unwrap_or(false) {
             return;
         }
+        locked().told = Some(Instant::now());
         let Ok(alive) = self.eye.processes().await else {
             return;
         };
-        let mut ended = std::mem::take(&mut locked().others);
-        if is_late {
-            ended.append(&mut locked().laggards);
-        }
-        for pid in ended {
+        for pid in ends {
             if alive.contains(&pid.unsigned_abs())
                 && let Some(target) = Pid::from_raw(pid)
             {
@@ -222,3 +225,6 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How long a server whose clients are gone, and whose pages were written just before, may take to
 /// write its shutdown record, and a member to take it.
 const RECORD_LIMIT: Duration = Duration::from_secs(1);
+/// A process that is told to end says goodbye first, and waits for a receiver that is stuck until it
+/// is told once more.
+const TOLD_AGAIN: Duration = Duration::from_millis(100);
