@@ -216,6 +216,7 @@ impl Report {
             "cannot_write": self.cannot_write(),
             "waits_ms": millis(status.waits_until.since(self.now)),
             "barred": status.barred,
+            "off_branch": status.off_branch,
             "lease": lease,
             "fence": status.fence,
             "weaknesses": status.weaknesses,

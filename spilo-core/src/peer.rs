@@ -66,6 +66,10 @@ pub struct PeerStatus {
     /// a spilo node (`spilo.barred`).
     #[serde(default)]
     pub barred: bool,
+    /// Whether that is because it did not come through the last fork that the store knows of, so that
+    /// what it has beyond is lost already (`spilo.off_branch`).
+    #[serde(default)]
+    pub off_branch: bool,
 }
 
 /// A primary's question for consent.

@@ -52,6 +52,8 @@ pub struct Status {
     /// Whether it may not take the lock, for a reason that need not pass: nobody waits for it for
     /// ever.
     pub barred: bool,
+    /// Whether that is because it did not come through the last fork that the store knows of.
+    pub off_branch: bool,
     /// What it decided last: the rule and why.
     pub decision: (&'static str, String),
     /// When the machine last took a step; a node that does not step is not alive.
@@ -137,6 +139,7 @@ impl Status {
             cannot_write: self.cannot_write(),
             waits: self.waits_until.since(self.at),
             barred: self.barred,
+            off_branch: self.off_branch,
         }
     }
 

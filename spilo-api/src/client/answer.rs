@@ -25,11 +25,12 @@ pub(super) fn read(body: &[u8]) -> Result<PeerStatus, String> {
         .find_map(|key| map.get(*key)?.as_object());
     let at = |key: &str| wal.and_then(|wal| whole(wal.get(key)?));
     let location = at("location").filter(|lsn| *lsn != 0);
-    let cannot_write = object(&map, "spilo")
-        .and_then(|own| own.get("cannot_write"))
-        .and_then(Value::as_bool)
-        // A write position says the opposite, and the doubt counts against the claim.
-        .is_some_and(|claimed| claimed && location.is_none());
+    let says = |what: &str| {
+        let own = object(&map, "spilo");
+        own.and_then(|own| own.get(what)?.as_bool()) == Some(true)
+    };
+    // A write position says the opposite, and the doubt counts against the claim.
+    let cannot_write = says("cannot_write") && location.is_none();
     let state = map.get("state").and_then(Value::as_str).unwrap_or_default();
     let named_primary = matches!(role, "primary" | "master" | "promoted");
     let down = wal.is_none() && DOWN.contains(&state);
@@ -58,9 +59,8 @@ pub(super) fn read(body: &[u8]) -> Result<PeerStatus, String> {
             .and_then(|own| own.get("waits_ms")?.as_u64())
             .map(Duration::from_millis)
             .unwrap_or_default(),
-        barred: object(&map, "spilo")
-            .and_then(|own| own.get("barred")?.as_bool())
-            .unwrap_or_default(),
+        barred: says("barred"),
+        off_branch: says("off_branch"),
     })
 }
 

@@ -83,6 +83,7 @@ async fn spilo_nodes_understand_each_other() {
         cannot_write: false,
         waits: Duration::ZERO,
         barred: false,
+        off_branch: false,
     };
     for (case, status, expected) in [
         (
@@ -403,6 +404,7 @@ async fn odd_values_in_a_status_are_left_out() {
         cannot_write: false,
         waits: Duration::ZERO,
         barred: false,
+        off_branch: false,
     };
     assert_eq!(status, expected);
 }

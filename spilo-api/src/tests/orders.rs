@@ -16,6 +16,7 @@ fn good(position: Option<u64>) -> PeerStatus {
         cannot_write: true,
         waits: Duration::ZERO,
         barred: false,
+        off_branch: false,
     }
 }
 

@@ -261,12 +261,18 @@ fn busy(view: &View<'_>, saying: &str) -> Decision {
 /// Returns for how long the server of the holder has taken no writes, where that is too long and
 /// another node may do better.
 pub(super) fn overdue(view: &View<'_>) -> Option<Duration> {
-    let spent = view.now().since(view.facts.outage.as_ref()?.since);
+    let outage = view.facts.outage.as_ref()?;
+    let spent = view.now().since(outage.since);
     let late = spent >= view.config().primary_start_timeout && !planted(Mutant::StartedForEver);
-    // Without a lease it serves reads only, and there is no lock to leave to anybody.
+    (late && outage.back.is_none() && may_leave(view)).then_some(spent)
+}
+
+/// Whether there is a lock to leave to others, who hear of it. Without a lease the server serves
+/// reads only, or by the consent of all.
+fn may_leave(view: &View<'_>) -> bool {
     let held = view.facts.holding.as_ref();
     let lives = held.is_some_and(|held| held.is_alive(view.now()));
-    (late && lives && has_others(view)).then_some(spent)
+    lives && view.facts.store_failing.is_none() && has_others(view)
 }
 
 fn hung(view: &View<'_>) -> Decision {
@@ -296,7 +302,7 @@ pub(super) fn worn_out(view: &View<'_>) -> Option<Decision> {
     let starts = view.facts.outage.as_ref().map_or(0, |outage| outage.starts);
     let again = starts >= START_TRIES && !planted(Mutant::StartedForEver);
     let tired = again || view.failed(PgOpKind::Start) >= START_TRIES;
-    (tired && has_others(view)).then(|| safety::release(view, Rule::ReleaseUnstartable, said(view)))
+    (tired && may_leave(view)).then(|| safety::release(view, Rule::ReleaseUnstartable, said(view)))
 }
 
 fn said<'a>(view: &View<'a>) -> &'a str {

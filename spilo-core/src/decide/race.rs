@@ -8,7 +8,7 @@ use crate::history::{End, History};
 use crate::ids::MemberName;
 use crate::machine::LeaseRequest;
 use crate::machine::facts::Seen;
-use crate::machine::lease::Proof;
+use crate::machine::lease::{Predecessor, Proof};
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
 use crate::pg::{PgOp, PgOpKind, Running, Server};
@@ -303,15 +303,7 @@ fn peers(view: &View<'_>) -> Option<Decision> {
             if is_dead && !planted(Mutant::DeadBranchAwaited) {
                 continue;
             }
-            // It may not lead, and no more is lost by that than may be.
-            let most = view.config().maximum_lag_on_failover_bytes;
-            let known = view
-                .cluster()?
-                .status
-                .as_ref()
-                .is_some_and(|s| s.optime.is_some());
-            let bounded = known || theirs.lsn.bytes_past(mine.lsn) <= most;
-            if peer.barred && is_late && bounded && !planted(Mutant::BarredAwaited) {
+            if is_forgone(view, peer, theirs, mine) {
                 continue;
             }
             let why = format!("{name} is at {theirs}, this server at {mine}");
@@ -335,6 +327,21 @@ fn too_far_behind(view: &View<'_>, lsn: Lsn) -> Option<String> {
     let most = view.config().maximum_lag_on_failover_bytes;
     (behind > most && !planted(Mutant::LagIgnored))
         .then(|| format!("{behind} bytes behind the leader's {known}, more than {most}"))
+}
+
+/// Whether a peer that is ahead says that it may not lead, has had a ttl to find a way from when
+/// anybody might, and no more is lost by going on without it than may be.
+fn is_forgone(view: &View<'_>, peer: &PeerStatus, theirs: WalPosition, mine: WalPosition) -> bool {
+    let most = view.config().maximum_lag_on_failover_bytes;
+    // On another timeline the positions tell nothing; what it says of its branch does.
+    let near = theirs.timeline == mine.timeline && theirs.lsn.bytes_past(mine.lsn) <= most;
+    let bounded = near || peer.off_branch;
+    let before = view.predecessor().filter(|before| before.proof.is_none());
+    let last = before.and_then(Predecessor::may_write_until);
+    let spent = last.map_or(Duration::MAX, |last| view.now().since(last));
+    let late = free_for(view).map(|free| free.min(spent));
+    let late = late.is_some_and(|spent| spent >= view.config().ttl);
+    peer.barred && late && bounded && !planted(Mutant::BarredAwaited)
 }
 
 /// Returns for how long the lock has been free.
@@ -378,7 +385,7 @@ fn await_candidate<'a>(
     let able = |name: &MemberName| {
         answer(name)
             .and_then(|seen| seen.value.as_ref())
-            .is_some_and(|peer| peer.position.is_some() && !peer.no_failover)
+            .is_some_and(|peer| peer.position.is_some() && !peer.no_failover && !peer.barred)
     };
     if free_for(view).is_some_and(|spent| spent >= view.config().ttl) {
         return None;

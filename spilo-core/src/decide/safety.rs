@@ -388,6 +388,8 @@ pub(super) fn release(view: &View<'_>, rule: Rule, why: &str) -> Decision {
             .facts
             .handed_over
             .as_ref()
+            // It is known to have everything.
+            .filter(|_| rule == Rule::ReleaseHandedOver)
             .and_then(|done| done.candidate.as_ref().map(ToString::to_string)),
         revision: crate::ids::Revision(0),
     };

@@ -118,6 +118,9 @@ fn fit(view: &View<'_>, name: &MemberName) -> Result<Duration, String> {
     if peer.no_failover {
         return Err("may not be promoted".to_owned());
     }
+    if peer.barred {
+        return Err("may not take the lock; its status says why".to_owned());
+    }
     if peer.timeline.is_some() && peer.timeline != view.position().map(|p| p.timeline) {
         return Err("is on another timeline".to_owned());
     }

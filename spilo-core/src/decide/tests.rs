@@ -340,6 +340,7 @@ pub(super) fn peer_at(lsn: u64) -> PeerStatus {
         cannot_write: false,
         waits: Duration::ZERO,
         barred: false,
+        off_branch: false,
     }
 }
 

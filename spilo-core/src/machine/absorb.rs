@@ -357,7 +357,7 @@ impl Machine {
         }
         facts.moved = facts.pg.as_ref().and_then(|seen| seen.value.position()) != status.position();
         if facts.own_history.as_ref().map(History::timeline) != timeline {
-            facts.own_history = None;
+            (facts.own_history, facts.lanes.history_failed) = (None, None);
         }
         // The guard drops its deadline when no process is left; so must we, once.
         if status.server == Server::Down && before != Some(kind_of(&Server::Down)) {
@@ -368,8 +368,12 @@ impl Machine {
         if (status.server == Server::Down || promoted) && at >= facts.settled_at {
             facts.promotion_ordered = false;
         }
-        if !promoted && facts.op.is_none() && at >= facts.settled_at {
-            facts.checkpoint_pending = false;
+        if facts.op.is_none() && at >= facts.settled_at {
+            if promoted {
+                facts.handed_over = None;
+            } else {
+                facts.checkpoint_pending = false;
+            }
         }
         facts.see_outage(&status);
         facts.pg = Some(Seen { at, value: status });
@@ -392,7 +396,10 @@ impl Machine {
                     answer,
                 });
             }
-            (None, Ok((_, history))) => facts.own_history = Some(history),
+            (None, Ok((_, history))) => {
+                facts.own_history = Some(history);
+                facts.lanes.history_failed = None;
+            }
             (None, Err(_)) => facts.lanes.history_failed = Some(facts.now),
         }
     }

@@ -177,13 +177,24 @@ impl Facts {
         let closed = matches!(status.server, Server::Closed { .. })
             && status.control().is_some_and(|control| !control.standby);
         let outage = self.outage.take().filter(|_| self.holding.is_some());
+        let begun = outage.is_some();
+        let held = self.holding.as_ref();
+        let lives = held.is_some_and(|held| held.is_alive(self.now));
         self.outage = match (outage, serves) {
             (outage, false) if closed => outage.and_then(Outage::unseen),
             (Some(outage), true) => outage.over(self.now),
+            // Without a lease there is nothing to take writes by.
+            (Some(outage), false) if !lives => Some(Outage {
+                starts: outage.starts,
+                ..Outage::new(self.now)
+            }),
             (Some(outage), false) => Some(outage.on(self.now)),
             (None, false) if self.holding.is_some() => Some(Outage::new(self.now)),
             (None, _) => None,
         };
+        if begun && serves && self.outage.is_none() {
+            self.failures.remove(&PgOpKind::Start);
+        }
     }
 }
 
@@ -197,10 +208,10 @@ impl Outage {
         }
     }
 
-    /// Returns it where nobody can tell. Clients of a server that was not started anew may well be
-    /// served.
+    /// Returns it where nobody can tell. A server that was not started anew, or that took writes
+    /// since, may well serve its clients.
     pub(crate) fn unseen(self) -> Option<Self> {
-        (self.starts > 0).then_some(self)
+        (self.starts > 0 && self.back.is_none()).then_some(self)
     }
 
     /// Returns it where the server takes no writes now.

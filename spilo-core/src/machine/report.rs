@@ -14,7 +14,7 @@ use crate::cluster::{
     HistoryEntry, Initialize, MemberRecord, MemberRole, NodeState, StatusDocument, encode,
 };
 use crate::dcs::{Expect, Key};
-use crate::decide::{Decision, View, waits_until};
+use crate::decide::{Decision, Rule, View, waits_until};
 use crate::guard::GuardStatus;
 use crate::ids::{Epoch, MemberName};
 use crate::mutant::{Mutant, planted};
@@ -134,6 +134,8 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
         waits_until: waits_until(&view).unwrap_or(NodeTime(0)),
         barred: last.is_some_and(|last| last.rule.bars())
             || (!view.is_holder() && (facts.store_failing.is_some() || facts.cluster.is_none())),
+        off_branch: facts.own_history.is_some()
+            && last.is_some_and(|last| last.rule == Rule::TimelineBehind),
         decision: last.map_or(("", String::new()), |d| (d.rule.as_str(), d.why.clone())),
         stepped_at: facts.now,
         fence: "guard",

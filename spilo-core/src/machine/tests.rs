@@ -362,6 +362,7 @@ fn peer() -> PeerStatus {
         cannot_write: true,
         waits: Duration::ZERO,
         barred: false,
+        off_branch: false,
     }
 }
 

@@ -150,19 +150,28 @@ fn f26_a_peer_that_is_ahead_and_says_that_it_may_not_lead_is_not_waited_for_for_
     assert_eq!(racer(true, 95_000), Rule::PeerAhead);
     assert_eq!(racer(true, 89_000), Rule::Acquire);
     assert_eq!(racer(false, 89_000), Rule::PeerAhead);
-    // Nor where nobody knows how much is lost by it.
-    let far = |optime: Option<u64>| {
+    // Nor where more would be lost by that than may be, or nobody knows how much.
+    let asked = |peer: PeerStatus| {
         let peer = PeerStatus {
             barred: true,
-            ..peer_at(2_000_000)
+            ..peer
         };
-        let node = node()
-            .peer(Some(peer))
-            .cluster(|c| c.status = optime.map(super::optime));
-        rule(node.with(|f| f.predecessor.as_mut().unwrap().gone = Some(NodeTime(89_000))))
+        let node = node().peer(Some(peer));
+        rule(node.with(|f| f.predecessor.as_mut().unwrap().gone = Some(NodeTime(80_000))))
     };
-    assert_eq!(far(None), Rule::PeerAhead);
-    assert_eq!(far(Some(1000)), Rule::Acquire);
+    assert_eq!(asked(peer_at(1000 + 1_048_576)), Rule::Acquire);
+    assert_eq!(asked(peer_at(1000 + 1_048_577)), Rule::PeerAhead);
+    let on_another = PeerStatus {
+        timeline: Some(Timeline(2)),
+        ..peer_at(900)
+    };
+    assert_eq!(asked(on_another.clone()), Rule::PeerAhead);
+    // But what is off the branch of the store is lost already.
+    let off_branch = PeerStatus {
+        off_branch: true,
+        ..on_another
+    };
+    assert_eq!(asked(off_branch), Rule::Acquire);
 }
 
 #[test]
@@ -273,9 +282,12 @@ fn an_outage_is_over_once_the_server_has_served_for_a_while() {
     assert_eq!((again.since, again.starts, again.back), (at(110), 2, None));
     assert_eq!(back.clone().over(at(130)), Some(back.clone()));
     assert_eq!(back.clone().over(at(131)), None);
-    // Nobody may look at it: it is over, unless it was started in it.
-    assert_eq!(back.clone().unseen(), Some(back));
-    assert_eq!(Outage::new(at(1)).unseen(), None);
+    // Nobody can look at it: it is over, unless the server was started in it and took no write yet.
+    let started = Outage { back: None, ..back };
+    assert_eq!(started.clone().unseen(), Some(started));
+    for outage in [back, Outage::new(at(1))] {
+        assert_eq!(outage.unseen(), None);
+    }
 }
 
 #[test]

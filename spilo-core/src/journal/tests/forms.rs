@@ -402,6 +402,7 @@ fn peer() -> PeerStatus {
         cannot_write: false,
         waits: Duration::ZERO,
         barred: false,
+        off_branch: false,
     }
 }
 
