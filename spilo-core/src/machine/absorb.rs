@@ -356,8 +356,12 @@ impl Machine {
             facts.led = timeline;
         }
         facts.moved = facts.pg.as_ref().and_then(|seen| seen.value.position()) != status.position();
+        let last = facts.pg.as_ref().and_then(|seen| seen.value.position());
+        if last.map(|position| position.timeline) != timeline {
+            facts.lanes.history_failed = None;
+        }
         if facts.own_history.as_ref().map(History::timeline) != timeline {
-            (facts.own_history, facts.lanes.history_failed) = (None, None);
+            facts.own_history = None;
         }
         // The guard drops its deadline when no process is left; so must we, once.
         if status.server == Server::Down && before != Some(kind_of(&Server::Down)) {

@@ -104,16 +104,15 @@ fn f31_a_race_asks_for_the_fork_and_not_for_the_number_of_a_timeline() {
         });
         History::new(Timeline(timeline), ancestors.collect()).unwrap()
     };
-    let racer = |own: History, fork: (u32, u64)| {
-        let timeline = own.timeline();
+    let on = |timeline: Timeline, own: Option<History>, fork: (u32, u64)| {
         let node = node().with(|f| {
-            f.own_history = Some(own);
+            f.own_history = own;
             match &mut f.pg.as_mut().unwrap().value.server {
                 Server::Running(running) => running.timeline = timeline,
                 other => panic!("{other:?} does not run"),
             }
         });
-        rule(node.cluster(|c| {
+        node.cluster(|c| {
             c.history = Some(vec![HistoryEntry {
                 timeline: Timeline(fork.0),
                 end: Lsn(fork.1),
@@ -121,8 +120,9 @@ fn f31_a_race_asks_for_the_fork_and_not_for_the_number_of_a_timeline() {
                 at: None,
                 new_leader: None,
             }]);
-        }))
+        })
     };
+    let racer = |own: History, fork| rule(on(own.timeline(), Some(own), fork));
     // The archive had the histories of 4 and 5, of which nothing came.
     let gap = || line(&[(1, 100), (3, 300)], 6);
     assert_eq!(racer(gap(), (3, 300)), Rule::Acquire);
@@ -133,6 +133,12 @@ fn f31_a_race_asks_for_the_fork_and_not_for_the_number_of_a_timeline() {
     // Somebody else began the same number, and the cluster went on there.
     assert_eq!(racer(line(&[(1, 100)], 2), (1, 101)), Rule::TimelineBehind);
     assert_eq!(racer(line(&[(1, 101)], 2), (1, 101)), Rule::Acquire);
+    // Without the file the number has to do, once it is known that there is none to read.
+    let unread = |timeline| on(Timeline(timeline), None, (1, 101));
+    assert_eq!(unread(2).decide().action, Action::ReadHistory(None));
+    let failed = |f: &mut Facts| f.lanes.history_failed = Some(NOW);
+    assert_eq!(rule(unread(2).with(failed)), Rule::Acquire);
+    assert_eq!(rule(unread(3).with(failed)), Rule::TimelineBehind);
 }
 
 #[test]
