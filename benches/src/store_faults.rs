@@ -351,7 +351,8 @@ impl StorePlan {
             | StoreFault::PrefixDeleted
             | StoreFault::BootstrapKilled => {}
         }
-        store.wait_healthy(Duration::from_secs(30)).await
+        // Consul asks one that was lost every half a minute, by chance, whether it is back.
+        store.wait_healthy(Duration::from_secs(120)).await
     }
 
     /// Adds what a fault that must go unnoticed has done.
