@@ -53,6 +53,8 @@ impl Service {
         let log = File::options().create(true).append(true).open(&self.log)?;
         let child = Command::new(&self.program)
             .args(&self.arguments)
+            // Found by the reaper although nothing else of it may name the sandbox.
+            .envs(self.log.parent().map(|dir| ("SPILO_HARNESS", dir)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
