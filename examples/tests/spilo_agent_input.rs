@@ -8,11 +8,12 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -298,26 +299,24 @@ fn a_log_that_cannot_be_written_ends_no_agent() {
         .write(true)
         .open("/dev/full")
         .unwrap();
+    let told = UnixDatagram::bind(machine.path("notify")).unwrap();
+    told.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
     let mut agent = Command::new(env!("CARGO_BIN_EXE_spilo-agent"))
         .arg("agent.yml")
         .current_dir(machine.dir.path())
         .env_clear()
+        .env("NOTIFY_SOCKET", machine.path("notify"))
         .stderr(full)
         .spawn()
         .unwrap();
-    let address = machine.config.split('\'').nth(1).unwrap().to_owned();
-    let until = Instant::now() + Duration::from_secs(20);
-    let mut ended = None;
-    // It has said that it starts before it listens.
-    while TcpStream::connect(&address).is_err() && ended.is_none() {
-        assert!(Instant::now() < until, "it does not listen on {address}");
-        std::thread::sleep(Duration::from_millis(20));
-        ended = agent.try_wait().unwrap();
-    }
-    std::thread::sleep(Duration::from_millis(500));
-    ended = ended.or_else(|| agent.try_wait().unwrap());
+    // It has said that it starts, and what it warns of, before it is ready.
+    let mut message = [0; 256];
+    let ready = told.recv(&mut message);
+    let ended = agent.try_wait().unwrap();
     agent.kill().unwrap();
     agent.wait().unwrap();
+    assert!(message[..ready.unwrap()].starts_with(b"READY=1"));
     assert_eq!(ended, None);
 }
 

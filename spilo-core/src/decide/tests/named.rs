@@ -180,20 +180,30 @@ fn f26_a_peer_that_is_ahead_and_says_that_it_may_not_lead_is_not_waited_for_for_
     assert_eq!(asked(off_branch), Rule::Acquire);
 }
 
+/// A holder whose primary crashed.
+fn down() -> Node {
+    node().down(false, ControlState::InProduction).holder()
+}
+
+/// It takes no writes since then, and was started so often.
+fn outage(since: u64, starts: u32) -> impl FnOnce(&mut Facts) + Clone {
+    let outage = Outage {
+        since: NodeTime(since),
+        starts,
+        back: None,
+    };
+    move |f| f.outage = Some(outage)
+}
+
+/// It is waited for so long.
+fn minute(f: &mut Facts) {
+    Arc::make_mut(&mut f.config).primary_start_timeout = Duration::from_secs(60);
+}
+
 #[test]
 fn a_holder_whose_server_does_not_stay_up_leaves_the_lock_to_others() {
-    let outage = |since: u64, starts: u32| {
-        let outage = Outage {
-            since: NodeTime(since),
-            starts,
-            back: None,
-        };
-        move |f: &mut Facts| f.outage = Some(outage)
-    };
-    let down = || node().down(false, ControlState::InProduction).holder();
-    let in_time = || outage(90_000, 2);
     for (change, alone, others) in [
-        (in_time(), Rule::StartInPlace, Rule::StartInPlace),
+        (outage(90_000, 2), Rule::StartInPlace, Rule::StartInPlace),
         (
             outage(90_000, 3),
             Rule::StartInPlace,
@@ -205,9 +215,6 @@ fn a_holder_whose_server_does_not_stay_up_leaves_the_lock_to_others() {
             Rule::ReleaseUnstartable,
         ),
     ] {
-        let minute = |f: &mut Facts| {
-            Arc::make_mut(&mut f.config).primary_start_timeout = Duration::from_secs(60);
-        };
         assert_eq!(rule(down().with(minute).with(change.clone())), alone);
         let with_b = down().member("b", |_| {}).with(minute).with(change);
         assert_eq!(rule(with_b), others);
@@ -216,15 +223,6 @@ fn a_holder_whose_server_does_not_stay_up_leaves_the_lock_to_others() {
 
 #[test]
 fn a_holder_whose_server_takes_too_long_leaves_the_lock_to_others() {
-    let outage = |since: u64, starts: u32| {
-        let outage = Outage {
-            since: NodeTime(since),
-            starts,
-            back: None,
-        };
-        move |f: &mut Facts| f.outage = Some(outage)
-    };
-    let down = || node().down(false, ControlState::InProduction).holder();
     // At once, where that is wanted.
     let at_once = |f: &mut Facts| {
         Arc::make_mut(&mut f.config).primary_start_timeout = Duration::ZERO;
@@ -240,9 +238,6 @@ fn a_holder_whose_server_takes_too_long_leaves_the_lock_to_others() {
             guarded: true,
         };
         with_b().pg(data.clone(), busy).with(outage(0, 1))
-    };
-    let minute = |f: &mut Facts| {
-        Arc::make_mut(&mut f.config).primary_start_timeout = Duration::from_secs(60);
     };
     let start = PgOp::Start {
         role: StartRole::Primary,
