@@ -74,7 +74,8 @@ impl DynamicConfig {
             map: postgresql,
             prefix: "postgresql.",
         };
-        let unsupported = unsupported(&raw)?;
+        check_shapes(postgresql)?;
+        let unsupported = unsupported(&raw, postgresql)?;
         let mut seconds = |names: &[&str], default, bounds: RangeInclusive<Duration>| {
             let value = keys.seconds(names, default)?;
             Ok::<_, String>(within(value, &bounds, names[0], &mut adjusted))
@@ -271,7 +272,36 @@ fn within(
     value.clamp(floor, ceiling)
 }
 
-fn unsupported(raw: &Map<String, Value>) -> Result<Vec<String>, String> {
+/// Refuses what the server's configuration would have to be written without: a list that is left
+/// out, or a line of it, can be the one that keeps somebody away.
+fn check_shapes(postgresql: &Map<String, Value>) -> Result<(), String> {
+    let wanted = |name: &str, wanted: &str, found: &Value| {
+        Err(format!("postgresql.{name}: wanted {wanted}, found {found}"))
+    };
+    for name in OBJECTS {
+        match postgresql.get(*name) {
+            None | Some(Value::Null | Value::Object(_)) => {}
+            Some(other) => return wanted(name, "an object", other),
+        }
+    }
+    for name in LISTS_OF_LINES {
+        match postgresql.get(*name) {
+            None | Some(Value::Null) => {}
+            Some(Value::Array(lines)) => {
+                if let Some(line) = lines.iter().find(|line| !line.is_string()) {
+                    return wanted(name, "a list of lines of text", line);
+                }
+            }
+            Some(other) => return wanted(name, "a list of lines of text", other),
+        }
+    }
+    Ok(())
+}
+
+fn unsupported(
+    raw: &Map<String, Value>,
+    postgresql: &Map<String, Value>,
+) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
     let on = |value: &Value| match value {
         Value::Null => false,
@@ -282,6 +312,11 @@ fn unsupported(raw: &Map<String, Value>) -> Result<Vec<String>, String> {
     for name in UNSUPPORTED {
         if raw.get(*name).is_some_and(on) {
             found.push((*name).to_owned());
+        }
+    }
+    for name in UNSUPPORTED_OF_POSTGRESQL {
+        if postgresql.get(*name).is_some_and(on) {
+            found.push(format!("postgresql.{name}"));
         }
     }
     for name in UNSUPPORTED_ABOVE_ZERO {
@@ -341,6 +376,27 @@ const UNSUPPORTED: &[&str] = &[
     "ignore_slots",
 ];
 
+/// The same of its section `postgresql`: what may veto a promotion, and who may connect by role.
+const UNSUPPORTED_OF_POSTGRESQL: &[&str] = &[
+    "pre_promote",
+    "pg_hba_primary",
+    "pg_hba_replica",
+    "pg_ident_primary",
+    "pg_ident_replica",
+];
+
+/// What of the section `postgresql` is an object.
+const OBJECTS: &[&str] = &[
+    "parameters",
+    "parameters_primary",
+    "parameters_replica",
+    "parameters_standby_leader",
+    "recovery_conf",
+];
+
+/// What of the section `postgresql` is the lines of a file.
+const LISTS_OF_LINES: &[&str] = &["pg_hba", "pg_ident"];
+
 const UNSUPPORTED_ABOVE_ZERO: &[&str] = &["primary_race_backoff"];
 
 #[cfg(test)]
@@ -387,6 +443,16 @@ mod tests {
             config.unsupported,
             ["synchronous_mode", "primary_race_backoff"]
         );
+        let of_postgresql = json!({"postgresql": {
+            "pre_promote": "/fence.sh",
+            "pg_hba": ["local all all trust"],
+            "pg_hba_primary": ["local all all reject"],
+            "pg_ident_replica": null,
+        }});
+        assert_eq!(
+            parse(of_postgresql).unwrap().unsupported,
+            ["postgresql.pre_promote", "postgresql.pg_hba_primary"]
+        );
     }
 
     #[test]
@@ -399,6 +465,18 @@ mod tests {
             (
                 json!({"postgresql": 3}),
                 "postgresql: wanted an object, found 3",
+            ),
+            (
+                json!({"postgresql": {"parameters": ["work_mem=8MB"]}}),
+                "postgresql.parameters: wanted an object, found [\"work_mem=8MB\"]",
+            ),
+            (
+                json!({"postgresql": {"pg_hba": "local all all trust"}}),
+                "postgresql.pg_hba: wanted a list of lines of text, found \"local all all trust\"",
+            ),
+            (
+                json!({"postgresql": {"pg_ident": ["a b c", {"d": "e"}]}}),
+                "postgresql.pg_ident: wanted a list of lines of text, found {\"d\":\"e\"}",
             ),
             (
                 json!({"postgresql": {"use_slots": "maybe"}}),

@@ -119,6 +119,11 @@ mutants! {
     ForkByNumber,
     /// A peer that is ahead is waited for although it says that it may not lead.
     BarredAwaited,
+    /// The guard is told of a renewal only if it is worth a quarter of the time between two.
+    LateArmed,
+    /// The candidate of a switchover takes the lock of a leader that was lost on the way, however
+    /// far behind it is.
+    SwitchoverWaivesLag,
     /// A holder whose server does not stay up is started in place again and again.
     StartedForEver,
 }

@@ -4,14 +4,14 @@
 #[path = "support/node.rs"]
 mod node;
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use spilo_core::Revision;
-use spilo_core::ids::{MemberName, SystemId};
+use spilo_core::ids::SystemId;
 use spilo_core::pg::{
     DataDir, PgErrorKind, PgOp, PgOpKind, PgStatus, Postgres as _, Progress, Role, Server,
     StartRole,
@@ -23,68 +23,6 @@ use node::{Node, Version, config, sandbox};
 
 fn version() -> Version {
     Version::find("15").expect("version 15 is always there")
-}
-
-#[tokio::test]
-async fn a_hand_over_without_a_level_standby_goes_on_serving() {
-    let dir = sandbox();
-    let a = Node::new(&version(), dir.path(), "pg-a").await;
-    a.bootstrap(&[]).await;
-    let candidate = Some(MemberName::new("pg-x").unwrap());
-    let error = a.try_run(PgOp::HandOver { candidate }).await.unwrap_err();
-    assert_eq!(error.kind(), PgErrorKind::NotLevel, "{error}");
-    assert!(a.running().await.is_primary());
-    a.sql("CREATE TABLE still_writes ()").await;
-}
-
-#[tokio::test]
-async fn a_stuck_receiver_does_not_hold_a_hand_over() {
-    let dir = sandbox();
-    let version = version();
-    let a = Node::new(&version, dir.path(), "pg-a").await;
-    let b = Node::new(&version, dir.path(), "pg-b").await;
-    a.bootstrap(&["pg-b"]).await;
-    b.join(&a).await;
-    let target = dir.path().join("archive");
-    std::fs::create_dir(&target).unwrap();
-    let receiver = Command::new(version.bin_dir.join("pg_receivewal"))
-        .args(["--no-password", "--no-loop", "-D"])
-        .arg(&target)
-        .arg("-d")
-        .arg(format!("host=127.0.0.1 port={} user=replicator", a.port))
-        .env("PGPASSFILE", a.state_dir().join("pgpass"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let receiver = Killed(receiver);
-    a.until("two receivers stream", |status| {
-        let streaming = |r: &spilo_core::pg::Running| {
-            r.walsenders
-                .iter()
-                .filter(|w| w.state == "streaming")
-                .count()
-        };
-        status.running().map(streaming) == Some(2)
-    })
-    .await;
-    receiver.signal(rustix::process::Signal::STOP);
-    // More than sockets hold: its walsender waits with something half sent.
-    let message = "pg_logical_emit_message(false, 'x', repeat('x', 1000000))";
-    a.sql(&format!("SELECT {message} FROM generate_series(1, 30)"))
-        .await;
-    let begun = Instant::now();
-    a.run(PgOp::HandOver {
-        candidate: Some(b.name()),
-    })
-    .await;
-    assert!(
-        begun.elapsed() < Duration::from_secs(20),
-        "{:?}",
-        begun.elapsed()
-    );
-    let end = a.postgres.observe().await.unwrap().position().unwrap();
-    assert_eq!(b.running().await.position(), end);
 }
 
 /// A boot clock that can be put forward.
@@ -499,21 +437,4 @@ fn copies_into(node: &Node) -> Vec<String> {
         }
     }
     found
-}
-
-/// A child that does not outlive its test.
-struct Killed(Child);
-
-impl Killed {
-    fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.0.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-}
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        self.0.kill().expect("the child was ours to kill");
-        self.0.wait().expect("the child was ours to wait for");
-    }
 }

@@ -81,7 +81,7 @@ fn copy(view: &View<'_>) -> Decision {
         .filter(|c| c.provisional)
         .map(|c| c.system_id);
     if !view.is_down() {
-        return Decision::run(Rule::StopDiverged, PgOp::Stop, "it is replaced by a copy");
+        return safety::stop(view, Rule::StopDiverged, "it is replaced by a copy");
     }
     Decision::run(
         Rule::Clone,
@@ -95,11 +95,7 @@ fn race_to_bootstrap(view: &View<'_>) -> Decision {
         return Decision::wait(Rule::StoreUnknown, "the store has not answered yet");
     };
     if !view.is_down() {
-        return Decision::run(
-            Rule::StopServer,
-            PgOp::Stop,
-            "its data directory is not whole",
-        );
+        return safety::stop(view, Rule::StopServer, "its data directory is not whole");
     }
     match cluster.initialize {
         Initialize::Absent => {}

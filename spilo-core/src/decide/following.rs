@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Action, Decision, Rule, View, holding};
+use super::{Action, Decision, Rule, View, holding, safety};
 use crate::cluster::Initialize;
 use crate::history::History;
 use crate::ids::SystemId;
@@ -90,7 +90,7 @@ fn follow(view: &View<'_>) -> Decision {
             return Decision::wait(Rule::Looking, why);
         }
         if view.is_diverged() == Some(true) {
-            return Decision::run(Rule::StopDiverged, PgOp::Stop, divergence(view));
+            return safety::stop(view, Rule::StopDiverged, divergence(view));
         }
         if view.is_diverged().is_none() {
             return ask(view, "it may be on another branch of its timeline");
@@ -111,7 +111,7 @@ fn follow(view: &View<'_>) -> Decision {
         match view.is_diverged() {
             Some(true) => {
                 let why = divergence(view);
-                return Decision::run(Rule::StopDiverged, PgOp::Stop, why);
+                return safety::stop(view, Rule::StopDiverged, why);
             }
             None if view.leader_serves() => return ask(view, "it does not stream"),
             Some(false) | None => {}
@@ -131,11 +131,7 @@ fn diverged_while_busy(view: &View<'_>) -> Option<Decision> {
         return None;
     }
     match view.is_diverged() {
-        Some(true) => Some(Decision::run(
-            Rule::StopDiverged,
-            PgOp::Stop,
-            divergence(view),
-        )),
+        Some(true) => Some(safety::stop(view, Rule::StopDiverged, divergence(view))),
         None if view.leader_serves() && !recently_asked(view) => {
             Some(ask(view, "it has been starting for long"))
         }

@@ -151,7 +151,7 @@ fn promote(view: &View<'_>) -> Decision {
             .get(&PgOpKind::Promote)
             .map_or("", |f| f.text.as_str());
         // A promotion that was ordered may yet come about: the server is ended first.
-        return Decision::run(Rule::ReleaseUnpromotable, PgOp::Stop, why);
+        return safety::stop(view, Rule::ReleaseUnpromotable, why);
     }
     if let Some(failure) = view.backing_off(PgOpKind::Promote) {
         return Decision::wait(Rule::AwaitServer, failure.text.clone());

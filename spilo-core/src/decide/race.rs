@@ -100,6 +100,12 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
         );
         return Some(Decision::wait(Rule::Unsupported, why));
     }
+    if let Some((since, text)) = &facts.pg_failing
+        && facts.electorate.keys().next().is_some()
+        && view.now().since(*since) >= BLIND_LIMIT
+    {
+        return Some(Decision::wait(Rule::Blind, text.clone()));
+    }
     if let Some(promise) = facts.promise.as_ref().filter(|p| view.now() < p.until) {
         let left = promise.until.since(view.now());
         return Some(Decision::wait(
@@ -313,10 +319,14 @@ fn peers(view: &View<'_>) -> Option<Decision> {
     None
 }
 
-/// Whether somebody wants this node to be the next primary, whatever is lost by it.
+/// Whether somebody wants this node to be the next primary, whatever is lost by it. A switchover,
+/// which names the leader too, is no such word: its leader may be lost before the candidate has
+/// everything.
 fn is_ordered(view: &View<'_>) -> bool {
-    view.failover()
-        .is_some_and(|asked| names(asked.candidate.as_deref(), &view.me.name))
+    view.failover().is_some_and(|asked| {
+        let planned = asked.leader.is_some() && !planted(Mutant::SwitchoverWaivesLag);
+        names(asked.candidate.as_deref(), &view.me.name) && !planned
+    })
 }
 
 /// Returns by how much a server at `lsn` is too far behind the leader's last known position, whoever
@@ -438,6 +448,9 @@ fn told(proof: Option<Proof>) -> &'static str {
         None => "its holder's longest deadline has passed",
     }
 }
+
+/// One look may be late. A disk that answers nothing for longer would not let a promotion end.
+const BLIND_LIMIT: Duration = Duration::from_secs(2);
 
 /// Short enough that a server that streamed on has not come far.
 const ANSWER_LASTS: Duration = Duration::from_secs(3);

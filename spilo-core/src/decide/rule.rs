@@ -165,6 +165,8 @@ rules! {
     // The race for a free lock.
     /// The store does not answer: what was known stays.
     StoreSilent,
+    /// The own server cannot be looked at: the lock is left to others.
+    Blind,
     /// An earlier attempt to take the lock must be settled first.
     Unsettled,
     /// Nobody makes a new cluster: this node may not, or does not know how.
@@ -209,6 +211,7 @@ impl Rule {
             self,
             Self::GuardUnknown
                 | Self::StoreSilent
+                | Self::Blind
                 | Self::Unsupported
                 | Self::NotInFailsafe
                 | Self::TooFarBehind

@@ -8,11 +8,14 @@ use super::{Action, Decision, Rule, View};
 use crate::cluster::{Initialize, ReleaseDocument};
 use crate::dcs::Key;
 use crate::guard::GuardErrorKind;
-use crate::machine::lease::Holding;
+use crate::ids::MemberName;
+use crate::machine::facts::HandedOver;
+use crate::machine::lease::{Holding, deadline, is_as_good};
 use crate::machine::{Exit, LeaseRequest};
 use crate::mutant::{Mutant, planted};
 use crate::pg::{ControlState, DataDir, PgOp, PgOpKind, Server, StartRole};
 use crate::time::NodeTime;
+use crate::wal::Lsn;
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     permission(view)
@@ -112,12 +115,19 @@ fn fatal(view: &View<'_>) -> Option<Decision> {
     }
 }
 
-/// The last renewal of an agent that detaches is as fresh as can be: it left after the order.
+/// The last renewal of an agent that detaches is as fresh as can be: it left after the order, and
+/// the guard knows of it.
 fn detach(view: &View<'_>) -> Option<Decision> {
     let ordered = view.facts.detach?;
     let held = view.facts.holding.as_ref();
     let fresh = held.is_none_or(|held| held.renewed >= ordered && held.confirmed >= ordered);
-    let armed = held.is_none() || view.is_armed_for(Duration::ZERO);
+    let newest = |held: &Holding| {
+        let permission = view.leadership()?;
+        let wanted = deadline(&permission, &held.lease);
+        let armed = view.facts.armed.as_ref()?;
+        Some(is_as_good(armed, &wanted, held.lease.ttl))
+    };
+    let armed = held.is_none_or(|held| newest(held) == Some(true));
     if (fresh && armed) || view.now().since(ordered) >= DETACH_PATIENCE {
         let action = Action::Exit(Exit::Detached);
         return Some(Decision::new(
@@ -187,14 +197,22 @@ fn hopeless(view: &View<'_>, why: &str) -> Option<Decision> {
 }
 
 /// A holder that cannot look at its own data directory would keep the lock for ever, with a server
-/// that serves nobody: a disk that hangs does not stop the lease.
+/// that serves nobody: a disk that hangs does not stop the lease. And an agent that is to stop
+/// would never know that its server has.
 fn blind(view: &View<'_>) -> Option<Decision> {
     let (since, text) = view.facts.pg_failing.as_ref()?;
     let others = view.facts.electorate.keys().next().is_some();
-    if !view.is_holder() || !others || view.now().since(*since) < BLIND_PATIENCE {
+    let blocks = (view.is_holder() && others) || view.facts.shutdown;
+    if !blocks || view.now().since(*since) < BLIND_PATIENCE {
         return None;
     }
     if view.facts.fenced_at >= Some(*since) {
+        let unreleased = view.facts.lanes.lease_failed.is_some();
+        if view.facts.shutdown && (view.facts.holding.is_none() || unreleased) {
+            let why = format!("the server was ended by force: {text}");
+            let exit = Action::Exit(Exit::Stopped);
+            return Some(Decision::new(Rule::Stopped, exit, why));
+        }
         return Some(release(view, Rule::ReleaseBlind, text));
     }
     Some(Decision::new(Rule::FenceBlind, Action::Fence, text.clone()))
@@ -255,18 +273,22 @@ fn shutdown(view: &View<'_>) -> Option<Decision> {
             "the agent was asked to stop",
         ));
     }
-    Some(Decision::run(
-        Rule::StopServer,
-        PgOp::Stop,
-        "the agent was asked to stop",
-    ))
+    Some(stop(view, Rule::StopServer, "the agent was asked to stop"))
+}
+
+/// Returns the decision to stop the server, not at once again where that has failed.
+pub(super) fn stop(view: &View<'_>, rule: Rule, why: impl Into<String>) -> Decision {
+    match view.backing_off(PgOpKind::Stop) {
+        Some(failure) => Decision::wait(rule, failure.text.clone()),
+        None => Decision::run(rule, PgOp::Stop, why.into()),
+    }
 }
 
 fn unguarded(view: &View<'_>) -> Option<Decision> {
     (!view.is_guarded()).then(|| {
         let why =
             "the server was started by somebody else; it is stopped, to be started under the guard";
-        Decision::run(Rule::Unguarded, PgOp::Stop, why)
+        stop(view, Rule::Unguarded, why)
     })
 }
 
@@ -280,14 +302,12 @@ fn handed_over(view: &View<'_>) -> Option<Decision> {
         // It serves again, or was not stopped cleanly: there is nothing to hand over.
         return None;
     };
-    let has_it = |name: &crate::ids::MemberName| {
-        let seen = view.facts.peers.get(name).filter(|seen| seen.at >= done.at);
-        seen.and_then(|s| s.value.as_ref())
-            .is_some_and(|p| p.position >= Some(position.lsn))
-    };
     let level = match &done.candidate {
-        Some(candidate) => has_it(candidate),
-        None => view.facts.electorate.keys().any(has_it),
+        Some(candidate) => has_all(view, done, candidate, position.lsn),
+        None => {
+            let mut others = view.facts.electorate.keys();
+            others.any(|name| has_all(view, done, name, position.lsn))
+        }
     };
     if level {
         return Some(release(
@@ -314,6 +334,13 @@ fn handed_over(view: &View<'_>) -> Option<Decision> {
         return Some(Decision::run(Rule::HandOverFailed, op, why));
     }
     None
+}
+
+/// Whether a member has said since the hand-over that it has everything up to `end`.
+fn has_all(view: &View<'_>, done: &HandedOver, name: &MemberName, end: Lsn) -> bool {
+    let seen = view.facts.peers.get(name).filter(|seen| seen.at >= done.at);
+    seen.and_then(|seen| seen.value.as_ref())
+        .is_some_and(|peer| peer.position >= Some(end))
 }
 
 fn store(view: &View<'_>) -> Option<Decision> {
@@ -384,13 +411,12 @@ pub(super) fn release(view: &View<'_>, rule: Rule, why: &str) -> Decision {
         ttl: Some(lease.ttl),
         taken: false,
         position,
-        candidate: view
-            .facts
-            .handed_over
-            .as_ref()
-            // It is known to have everything.
-            .filter(|_| rule == Rule::ReleaseHandedOver)
-            .and_then(|done| done.candidate.as_ref().map(ToString::to_string)),
+        candidate: position.and_then(|(_, end)| {
+            let done = view.facts.handed_over.as_ref()?;
+            let candidate = done.candidate.as_ref()?;
+            // Who is named need not ask the others.
+            has_all(view, done, candidate, end).then(|| candidate.to_string())
+        }),
         revision: crate::ids::Revision(0),
     };
     let request = LeaseRequest::Release(lease.clone(), record.to_bytes());
@@ -398,7 +424,7 @@ pub(super) fn release(view: &View<'_>, rule: Rule, why: &str) -> Decision {
     Decision::new(rule, Action::Lease(request), why)
 }
 
-fn is_alive(view: &View<'_>, name: &crate::ids::MemberName) -> bool {
+fn is_alive(view: &View<'_>, name: &MemberName) -> bool {
     let walsenders = view
         .running()
         .map(|r| r.walsenders.as_slice())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::facts::Sent;
-use super::lease::{Holding, Predecessor, deadline, renew_every};
+use super::lease::{Holding, Predecessor, deadline, is_as_good, renew_every};
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
@@ -163,12 +163,8 @@ impl Machine {
             return;
         };
         let wanted = deadline(&permission, lease);
-        // Renewal and confirmation follow each other within milliseconds, and the permission with
-        // the older of them: only the second is worth a message.
         let newer = facts.armed.as_ref().is_none_or(|armed| {
-            armed.epoch < wanted.epoch
-                || (armed.epoch == wanted.epoch
-                    && wanted.hard.since(armed.hard) >= renew_every(lease.ttl) / 4)
+            armed.epoch <= wanted.epoch && !is_as_good(armed, &wanted, lease.ttl)
         });
         // Under a server that is down there is nothing to hold a deadline for, until one is to be
         // started; the guard takes a deadline then as well.

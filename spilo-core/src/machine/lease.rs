@@ -261,6 +261,19 @@ pub fn deadline(leadership: &Leadership, lease: &Lease) -> Deadline {
     }
 }
 
+/// Returns whether a deadline that the guard has is as good as the one it should have.
+///
+/// A hundredth of the ttl more is not worth a message. More than that is: it is missing from the
+/// time for which the store may be away.
+pub fn is_as_good(armed: &Deadline, wanted: &Deadline, ttl: Duration) -> bool {
+    let enough = if planted(Mutant::LateArmed) {
+        renew_every(ttl) / 4
+    } else {
+        ttl / 100
+    };
+    armed.epoch == wanted.epoch && wanted.hard.since(armed.hard) < enough
+}
+
 /// Returns how often the lock is renewed.
 pub fn renew_every(ttl: Duration) -> Duration {
     ttl / 4

@@ -132,8 +132,7 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
             || facts.op.as_ref().is_some_and(|op| op.op.makes_primary()),
         failsafe_active: leadership.is_some_and(|l| l.by == PermittedBy::Consent),
         waits_until: waits_until(&view).unwrap_or(NodeTime(0)),
-        barred: last.is_some_and(|last| last.rule.bars())
-            || (!view.is_holder() && (facts.store_failing.is_some() || facts.cluster.is_none())),
+        barred: is_barred(&view, last),
         off_branch: facts.own_history.is_some()
             && last.is_some_and(|last| last.rule == Rule::TimelineBehind),
         decision: last.map_or(("", String::new()), |d| (d.rule.as_str(), d.why.clone())),
@@ -145,6 +144,24 @@ pub(super) fn status(me: &Identity, facts: &Facts, last: Option<&Decision>) -> S
             .unwrap_or_default(),
     }
 }
+
+/// Whether the node may not take the lock for a reason that is not gone in a moment.
+fn is_barred(view: &View<'_>, last: Option<&Decision>) -> bool {
+    let facts = view.facts;
+    let lasting = |since: NodeTime| facts.now.since(since) >= BARRED_AFTER;
+    let store = facts.store_failing.as_ref().map(|(since, _)| *since);
+    let guard = facts.guard_failing.as_ref().map(|(since, _)| *since);
+    let cut_off = facts.cluster.is_none() || store.is_some_and(lasting);
+    let by_rule = last.is_some_and(|last| match last.rule {
+        Rule::StoreSilent => cut_off,
+        Rule::GuardUnknown => guard.is_none_or(lasting),
+        rule => rule.bars(),
+    });
+    by_rule || (!view.is_holder() && cut_off)
+}
+
+/// A question or two may get lost; a switchover is not refused for that.
+const BARRED_AFTER: Duration = Duration::from_secs(2);
 
 fn serves(view: &View<'_>) -> bool {
     view.running().is_some()

@@ -189,10 +189,8 @@ fn possible(mut kinds: Vec<FaultKind>, early: bool) -> Vec<FaultKind> {
 /// Ends all faults, and looks whether the cluster becomes whole, and stays it.
 fn mend(sim: &mut Sim) -> Result<(), String> {
     make_peace(sim);
-    // Nobody leads who is not in the list by which a lost primary may still live. That it does not
-    // is for people to say, and they empty the list then.
-    if expect(sim, 60, "").is_err() && sim.primary().is_none() {
-        sim.write(Key::Failsafe, "{}".into());
+    if expect(sim, 60, "").is_err() {
+        empty_lost_list(sim);
     }
     expect(sim, 120, "not healthy two minutes after the faults")?;
     // A lease of before may end yet whose holder died before the guard had its secret.
@@ -203,6 +201,14 @@ fn mend(sim: &mut Sim) -> Result<(), String> {
         return Err("it did not last".to_owned());
     }
     sim.unsound_in_peace().map_or(Ok(()), Err)
+}
+
+/// Nobody leads who is not in the list by which a lost primary may still live. That it does not is
+/// for people to say, and they empty the list then.
+pub(super) fn empty_lost_list(sim: &mut Sim) {
+    if sim.primary().is_none() {
+        sim.write(Key::Failsafe, "{}".into());
+    }
 }
 
 /// Ends all faults, and what only people could mend.

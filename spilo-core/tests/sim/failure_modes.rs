@@ -80,6 +80,7 @@ modes! {
     ] "losing members of the store: `f13_…` of the etcd backend"
     14 "errors of the store that pass are taken for final" [
         store::f14_errors_that_pass_cost_nothing_while_the_lease_has_time,
+        store::f14_the_guard_is_told_of_every_renewal,
     ] "the codes of real stores: `f14_…` of the etcd backend"
     15 "a stale member of the store has a primary step down" [
         store::f15_an_answer_from_the_past_deposes_nobody,

@@ -31,6 +31,13 @@ struct Dispensable {
     others: BTreeSet<i32>,
     /// Of members, any of which may yet have it in time.
     laggards: BTreeSet<i32>,
+    /// Of the candidate, or without one of those that are level: one of them may be dead and not
+    /// have been missed yet.
+    level: BTreeSet<i32>,
+    /// How long these may take to have the shutdown record.
+    patience: Duration,
+    /// Since when that record is written.
+    recorded: Option<Instant>,
     /// When they were last told to end.
     told: Option<Instant>,
 }
@@ -125,8 +132,9 @@ impl LocalPostgres {
             )
     }
 
-    /// Returns the streams that the stop need not wait for: those of programs, and of members that
-    /// are not the candidate, or without one lag behind the furthest one.
+    /// Sorts the streams by how long the stop waits for them: those of programs, and of members
+    /// that are not the candidate, or without one lag behind the furthest one, come before those
+    /// that are level.
     fn dispensable(&self, streamers: &[Streamer], candidate: Option<&MemberName>) -> Dispensable {
         let members = streamers
             .iter()
@@ -135,26 +143,36 @@ impl LocalPostgres {
             .map(|member| member.flushed)
             .max()
             .unwrap_or_default();
-        let mut dispensable = Dispensable::default();
+        let mut dispensable = Dispensable {
+            patience: match candidate {
+                Some(_) => CANDIDATE_LIMIT,
+                None => RECORD_LIMIT,
+            },
+            ..Dispensable::default()
+        };
         for streamer in streamers {
             let keep = match candidate {
                 Some(candidate) => streamer.name == candidate.as_str(),
                 None => self.is_members(streamer) && furthest.bytes_past(streamer.flushed) <= CLOSE,
             };
-            if !keep && candidate.is_none() && self.is_members(streamer) {
-                dispensable.laggards.insert(streamer.pid);
-            } else if !keep {
-                dispensable.others.insert(streamer.pid);
-            }
+            let among = if keep {
+                &mut dispensable.level
+            } else if candidate.is_none() && self.is_members(streamer) {
+                &mut dispensable.laggards
+            } else {
+                &mut dispensable.others
+            };
+            among.insert(streamer.pid);
         }
         dispensable
     }
 
-    /// Ends the streams that the stop need not wait for, once the shutdown record is written.
+    /// Ends the streams that the stop need not wait for, once the shutdown record is written, and
+    /// after a while all others: who has everything is asked for later.
     ///
     /// A stopping server waits until each of its walsenders has delivered everything, also to a
-    /// pg_receivewal that is stuck; and before it writes that record, until each has at least sent
-    /// what was under way.
+    /// pg_receivewal that is stuck and to a member whose machine is dead; and before it writes that
+    /// record, until each has at least sent what was under way.
     async fn release(&self, since: Instant, streams: Arc<Mutex<Dispensable>>) {
         let is_late = since.elapsed() >= RECORD_LIMIT;
         let locked = || streams.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,14 +182,22 @@ impl LocalPostgres {
         let mut ends = locked().others.clone();
         if is_late {
             ends.extend(&locked().laggards);
-        }
-        if ends.is_empty() {
+        } else if ends.is_empty() {
             return;
         }
         let shut_down = self.blocking("hand over", |options| {
             Ok(disk::read_control(options).is_ok_and(|c| c.state == ControlState::ShutDown))
         });
-        if !is_late && !shut_down.await.unwrap_or(false) {
+        if shut_down.await.unwrap_or(false) {
+            let mut streams = locked();
+            let recorded = *streams.recorded.get_or_insert_with(Instant::now);
+            if recorded.elapsed() >= streams.patience {
+                ends.extend(&streams.level);
+            }
+        } else if !is_late {
+            return;
+        }
+        if ends.is_empty() {
             return;
         }
         locked().told = Some(Instant::now());
@@ -225,6 +251,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// How long a server whose clients are gone, and whose pages were written just before, may take to
 /// write its shutdown record, and a member to take it.
 const RECORD_LIMIT: Duration = Duration::from_secs(1);
+/// How long the candidate may take for it: it was level a moment before, and nobody else may lead.
+const CANDIDATE_LIMIT: Duration = Duration::from_secs(3);
 /// A process that is told to end says goodbye first, and waits for a receiver that is stuck until it
 /// is told once more.
 const TOLD_AGAIN: Duration = Duration::from_millis(100);

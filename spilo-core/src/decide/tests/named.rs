@@ -6,7 +6,8 @@ use super::super::{Action, Rule};
 use super::*;
 use crate::cluster::HistoryEntry;
 use crate::history::Ancestor;
-use crate::machine::facts::Outage;
+use crate::machine::Exit;
+use crate::machine::facts::{HandedOver, Outage};
 use crate::machine::lease::Proof;
 use crate::pg::{PgOpKind, StartRole};
 
@@ -359,4 +360,58 @@ fn a_standby_follows_a_new_leader_by_where_it_is_now() {
     let looked_at = node().facts.pg.unwrap().at;
     assert_eq!(follows(looked_at.0 + 1), Rule::Looking);
     assert_ne!(follows(looked_at.0), Rule::Looking);
+}
+
+#[test]
+fn a_switchovers_candidate_loses_no_more_than_any_other() {
+    let asked = |leader: Option<&str>| {
+        let asked = failover(leader, Some("a"));
+        node().cluster(|c| c.failover = Some(asked))
+    };
+    // The leader was lost before it had handed over.
+    let far_behind = |node: Node| node.cluster(|c| c.status = Some(optime(2_000_000)));
+    assert_eq!(rule(far_behind(asked(Some("c")))), Rule::TooFarBehind);
+    assert_eq!(rule(far_behind(asked(None))), Rule::Acquire);
+    let passed = |node: Node| node.peer(Some(peer_at(1001)));
+    assert_eq!(rule(passed(asked(Some("c")))), Rule::PeerAhead);
+    assert_eq!(rule(passed(asked(None))), Rule::Acquire);
+}
+
+#[test]
+fn a_release_names_the_candidate_only_if_it_has_everything() {
+    let stops_amid_a_switchover = |lsn: u64| {
+        let node = node().down(false, ControlState::ShutDown).holder();
+        let node = node.peer(Some(peer_at(lsn))).with(|f| {
+            f.shutdown = true;
+            f.handed_over = Some(HandedOver {
+                candidate: Some(name("b")),
+                at: NodeTime(NOW.0 - 1000),
+            });
+        });
+        let action = node.decide().action;
+        let Action::Lease(LeaseRequest::Release(_, record)) = action else {
+            panic!("{action:?}");
+        };
+        String::from_utf8(record.to_vec()).unwrap()
+    };
+    assert!(stops_amid_a_switchover(1000).contains(r#""candidate":"b""#));
+    assert!(!stops_amid_a_switchover(999).contains(r#""b""#));
+}
+
+#[test]
+fn f4_an_agent_that_is_to_stop_ends_though_it_cannot_see_its_server() {
+    let stopping = |failing_ms: u64, fenced: Option<u64>| {
+        let node = node().with(|f| {
+            f.shutdown = true;
+            f.pg_failing = Some((NodeTime(NOW.0 - failing_ms), "the disk hangs".to_owned()));
+            f.settled_at = NodeTime(NOW.0 + 1);
+            f.fenced_at = fenced.map(NodeTime);
+        });
+        node.decide()
+    };
+    assert_eq!(stopping(19_999, None).rule, Rule::Looking);
+    assert_eq!(stopping(20_000, None).rule, Rule::FenceBlind);
+    assert_eq!(stopping(20_000, Some(79_999)).rule, Rule::FenceBlind);
+    let ended = stopping(20_000, Some(80_000));
+    assert_eq!(ended.action, Action::Exit(Exit::Stopped));
 }

@@ -209,6 +209,7 @@ fn safety() -> Vec<Row> {
     ]
 }
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn handing_over() -> Vec<Row> {
     let stopping = |f: &mut Facts| f.shutdown = true;
     let stopped = || node().down(false, ControlState::ShutDown).holder();
@@ -238,7 +239,15 @@ fn handing_over() -> Vec<Row> {
             PgOp::Stop,
             node().primary().holder().with(stopping),
         ),
-        run(Rule::Unguarded, PgOp::Stop, unguarded),
+        wait(
+            Rule::Unguarded,
+            unguarded.clone().failed(PgOpKind::Stop, 1, 999),
+        ),
+        run(
+            Rule::Unguarded,
+            PgOp::Stop,
+            unguarded.failed(PgOpKind::Stop, 1, 1000),
+        ),
         (
             Rule::ReleaseHandedOver,
             released(20, there),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::super::plan::{Outcome, Plan, make_peace};
+use super::super::plan::{Outcome, Plan, empty_lost_list, make_peace};
 use super::super::{Chance, Sim, Violation};
 use super::Outside;
 use crate::agent::Agent;
@@ -67,6 +67,9 @@ impl Plan {
 
 async fn mend(outside: &Outside) -> Result<(), String> {
     outside.change(make_peace);
+    if expect(outside, 60, "").await.is_err() {
+        outside.change(empty_lost_list);
+    }
     expect(outside, 120, "not healthy two minutes after the faults").await?;
     // A lease of before may end yet whose holder died before the guard had its secret.
     sleep(Duration::from_secs(40)).await;

@@ -102,8 +102,13 @@ pub(super) fn f21_a_survivor_that_may_not_lead_says_why_and_one_call_ends_it() {
         "{}",
         decision.why
     );
+    // Who names a leader wants a switchover, in which nothing is lost.
     let gone = another(&sim, survivor);
-    sim.begin(Fault::Switchover(gone, survivor));
+    sim.strike(Fault::Switchover(gone, survivor), 20_000);
+    run(&mut sim, 25.0);
+    assert_eq!(sim.primary(), None, "{sim}");
+    let order = json!({ "member": NAMES[survivor] }).to_string();
+    sim.write(Key::Failover, order.into());
     let took = sim.run_until("the survivor", 10, |sim| sim.primary() == Some(survivor));
     assert!(took <= 5000, "{took} ms\n{sim}");
     // What was given up is known.

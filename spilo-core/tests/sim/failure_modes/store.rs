@@ -1,10 +1,14 @@
 //! F13 to F19: a store that is away, answers from the past, says nothing of changes, or dies at the
 //! worst moment.
 
+use std::time::Duration;
+
 use serde_json::json;
+use spilo_core::dcs::Key;
 use spilo_core::decide::Rule;
 use spilo_core::machine::Machine;
 use spilo_core::sim::{Conditions, Fault, Sim};
+use spilo_core::time::NodeTime;
 
 use crate::{NAMES, another, healthy, run, set, settled, stays_primary, three, watch};
 
@@ -63,6 +67,33 @@ pub(super) fn f14_errors_that_pass_cost_nothing_while_the_lease_has_time() {
             run(&mut sim, 0.2 * f64::from(moment));
             sim.strike(error, lasts_ms);
             stays_primary(&mut sim, primary, 12);
+        }
+    }
+}
+
+/// A read that something else had called for may come between a renewal and its confirmation, so
+/// that the permission grows by less than the time between two.
+#[test]
+pub(super) fn f14_the_guard_is_told_of_every_renewal() {
+    let mut sim = three(10);
+    let primary = sim.primary().unwrap();
+    let mut since = (NodeTime(0), 0);
+    for step in 0..3000 {
+        if step % 90 == 0 {
+            sim.write(Key::Sync, "{}".into());
+        }
+        run(&mut sim, 0.01);
+        let facts = sim.machine(primary).unwrap().facts();
+        let held = facts.holding.as_ref().unwrap();
+        let begun = held.renewed.min(held.confirmed);
+        if begun != since.0 {
+            since = (begun, step);
+        }
+        // Its answer takes a moment.
+        if step - since.1 >= 5 {
+            let hard = facts.armed.as_ref().unwrap().hard;
+            let wanted = begun + Duration::from_millis(9650);
+            assert!(wanted.since(hard) < Duration::from_millis(100), "{sim}");
         }
     }
 }

@@ -184,6 +184,12 @@ pub(super) fn race() -> Vec<Row> {
             Rule::StoreSilent,
             node().with(|f| f.store_failing = Some((NOW, "no answer".to_owned()))),
         ),
+        wait(
+            Rule::Blind,
+            node()
+                .peer(Some(peer_at(1000)))
+                .with(|f| f.pg_failing = Some((NodeTime(98_000), "the disk hangs".to_owned()))),
+        ),
         wait(Rule::Unsettled, node().with(|f| f.unsettled = true)),
         wait(Rule::Unsupported, node().with(unsupported)),
         wait(Rule::Promised, node().with(promised)),
