@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use spilo_api::{Api, HttpPeers, ServerTls};
+use spilo_api::{Api, ApiOptions, HttpPeers, ServerTls};
 use spilo_core::local::Local;
 
 use crate::wiring;
@@ -17,18 +17,35 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
-    /// Goes on with the settings in `local`, and with what its files have become. Either all of it
-    /// is taken over or nothing: members with different passwords consent to nothing.
-    pub(crate) fn reload(&self, local: &Local) -> Result<()> {
-        let tls = wiring::server_tls(local)?;
-        let peers = HttpPeers::new(wiring::peers(local))?;
-        // The last that can fail, and it changes nothing then.
-        self.api.reconfigure(wiring::api(local)?)?;
-        if let (Some(old), Some(new)) = (&self.tls, &tls) {
+    /// Goes on with `renewed`. Either all of it is taken over or nothing: members with different
+    /// passwords consent to nothing.
+    pub(crate) fn take_over(&self, renewed: Renewed) -> Result<()> {
+        // The only one that can fail, and it changes nothing then.
+        self.api.reconfigure(renewed.api)?;
+        if let (Some(old), Some(new)) = (&self.tls, &renewed.tls) {
             old.replace(new);
         }
-        self.peers.replace(peers);
+        self.peers.replace(renewed.peers);
         Ok(())
+    }
+}
+
+/// What settings and their files have become, before anything is changed.
+#[derive(Debug)]
+pub(crate) struct Renewed {
+    api: ApiOptions,
+    tls: Option<ServerTls>,
+    peers: HttpPeers,
+}
+
+impl Renewed {
+    /// Reads the files that `local` names, which blocks.
+    pub(crate) fn read(local: &Local) -> Result<Self> {
+        Ok(Self {
+            tls: wiring::server_tls(local)?,
+            peers: HttpPeers::new(wiring::peers(local))?,
+            api: wiring::api(local)?,
+        })
     }
 }
 
@@ -127,6 +144,7 @@ mod tests {
         let mut serving = JoinSet::new();
         let (router, tls) = (doors.api.router(), doors.tls.clone());
         serving.spawn(serve(listener, router, tls, std::future::pending()));
+        let reload = |local: &Local| doors.take_over(Renewed::read(local)?);
         let request = ConsentRequest {
             scope: None,
             name: MemberName::new("b").unwrap(),
@@ -140,15 +158,15 @@ mod tests {
         let as_before = peers(&old);
 
         fs::write(dir.path().join("both.pem"), "garbage").unwrap();
-        doors.reload(&new).unwrap_err();
+        reload(&new).unwrap_err();
         assert!(consents(&doors.peers).await && consents(&as_before).await);
         let mut headless = new.clone();
         headless.restapi.http_headers = vec![("a b".to_owned(), "c".to_owned())];
         certify(dir.path());
-        doors.reload(&headless).unwrap_err();
+        reload(&headless).unwrap_err();
         assert!(consents(&doors.peers).await && consents(&as_before).await);
 
-        doors.reload(&new).unwrap();
+        reload(&new).unwrap();
         assert!(consents(&doors.peers).await && !consents(&as_before).await);
         // With today's certificate and yesterday's password.
         assert!(!consents(&peers(&old)).await);

@@ -1,51 +1,100 @@
 //! Taking a changed configuration over while the node runs.
 
+use std::sync::Arc;
+
 use spilo_core::local::Local;
 use spilo_core::machine::Order;
+use spilo_pg::LocalOptions;
 
+use crate::doors::Renewed;
+use crate::load::Source;
 use crate::run::Running;
 use crate::wiring;
 
-/// Reads the configuration again and applies what can be applied; a faulty one changes nothing.
-pub(crate) async fn reload(running: &mut Running) {
-    let parsed = match running.source.load() {
+/// A configuration that has been read again, with all that can fail done.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    local: Local,
+    postgres: LocalOptions,
+    doors: Renewed,
+}
+
+/// Begins to read the configuration again, or if that is under way, remembers to do it once more.
+///
+/// It has a thread of its own: on a file system that hangs it stays for ever, and who renews a
+/// lease or answers members may not wait for it. Two such threads would be no better than one.
+pub(crate) fn begin(running: &mut Running) {
+    if !running.reading.is_empty() {
+        tracing::warn!(
+            "the configuration is still being read, and will be read once more after that"
+        );
+        running.read_again = true;
+        return;
+    }
+    running.notifier.reloading();
+    let (source, old) = (Arc::clone(&running.source), running.local.clone());
+    running.reading.spawn_blocking(move || read(&source, &old));
+}
+
+/// Applies what has been read, if it can be, and begins again if that was asked for meanwhile.
+pub(crate) async fn finish(running: &mut Running, fresh: Option<Box<Fresh>>) {
+    if let Some(fresh) = fresh {
+        match apply(running, fresh).await {
+            Ok(()) => tracing::info!("the configuration is reloaded"),
+            Err(error) => tracing::error!("the configuration is not reloaded: {error:#}"),
+        }
+    }
+    running.notifier.ready();
+    if std::mem::take(&mut running.read_again) {
+        begin(running);
+    }
+}
+
+/// Reads the configuration and the files that it names; says what is wrong with a faulty one, which
+/// changes nothing.
+fn read(source: &Source, old: &Local) -> Option<Box<Fresh>> {
+    let parsed = match source.load() {
         Ok(parsed) => parsed,
         Err(faults) => {
             for fault in faults.0 {
                 tracing::error!("the configuration is not reloaded: {fault}");
             }
-            return;
+            return None;
         }
     };
     for warning in &parsed.warnings {
         tracing::warn!("{warning}");
     }
-    let later = fixed(&running.local, &parsed.local);
-    for key in &later {
+    for key in fixed(old, &parsed.local) {
         tracing::warn!("{key}: changed, but takes effect only when the agent is started again");
     }
-    let local = with_fixed_of(&running.local, parsed.local);
-    if let Err(error) = apply(running, &local).await {
-        tracing::error!("the configuration is not reloaded: {error:#}");
-        return;
-    }
-    running.local = local;
-    tracing::info!("the configuration is reloaded");
+    let fresh = prepare(with_fixed_of(old, parsed.local));
+    fresh
+        .inspect_err(|error| tracing::error!("the configuration is not reloaded: {error:#}"))
+        .ok()
 }
 
-async fn apply(running: &mut Running, local: &Local) -> anyhow::Result<()> {
+fn prepare(local: Local) -> anyhow::Result<Box<Fresh>> {
+    Ok(Box::new(Fresh {
+        postgres: wiring::postgres(&local)?,
+        doors: Renewed::read(&local)?,
+        local,
+    }))
+}
+
+async fn apply(running: &mut Running, fresh: Box<Fresh>) -> anyhow::Result<()> {
+    let (local, before) = (&fresh.local, &running.local);
     // What can fail comes first.
-    let postgres = wiring::postgres(local)?;
-    running.doors.reload(local)?;
+    running.doors.take_over(fresh.doors)?;
     running.level.set(local.log.level);
-    let before = &running.local;
     if local.postgresql != before.postgresql || local.replica_methods != before.replica_methods {
-        running.server.configure(postgres);
+        running.server.configure(fresh.postgres);
         running.handle.wake();
     }
-    if local.tags != running.local.tags {
+    if local.tags != before.tags {
         running.handle.order(Order::Tags(local.tags.clone())).await;
     }
+    running.local = fresh.local;
     Ok(())
 }
 

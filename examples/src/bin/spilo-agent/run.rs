@@ -22,6 +22,7 @@ use crate::journal::Sink;
 use crate::load::Source;
 use crate::logging::LevelHandle;
 use crate::notify::Notifier;
+use crate::reload::Fresh;
 use crate::{backups, journal, reload, wiring};
 
 /// Runs the node until it is told to stop or cannot go on.
@@ -57,7 +58,11 @@ pub(crate) fn run(
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) local: Local,
-    pub(crate) source: Source,
+    pub(crate) source: Arc<Source>,
+    /// The reading of the configuration, at most one.
+    pub(crate) reading: JoinSet<Option<Box<Fresh>>>,
+    /// Whether it was asked for once more while it was under way.
+    pub(crate) read_again: bool,
     pub(crate) level: LevelHandle,
     pub(crate) handle: AgentHandle,
     pub(crate) server: Arc<LocalServer>,
@@ -120,7 +125,9 @@ async fn node(
     notifier.ready();
     let mut running = Running {
         local,
-        source,
+        source: Arc::new(source),
+        reading: JoinSet::new(),
+        read_again: false,
         level,
         handle,
         server,
@@ -151,6 +158,10 @@ async fn attend(
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             },
             order = signals.next() => obey(order, running).await,
+            Some(read) = running.reading.join_next() => match read {
+                Ok(fresh) => reload::finish(running, fresh).await,
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            },
             Some(ended) = serving.join_next() => match ended {
                 // Without its API the node is invisible to load balancers and deaf to its peers.
                 Ok(Err(error)) => bail!("the REST API has ended: {error}"),
@@ -180,11 +191,7 @@ async fn obey(asked: Asked, running: &mut Running) {
             running.notifier.stopping();
             running.handle.order(Order::Detach).await;
         }
-        Asked::Reload => {
-            running.notifier.reloading();
-            reload::reload(running).await;
-            running.notifier.ready();
-        }
+        Asked::Reload => reload::begin(running),
     }
 }
 
