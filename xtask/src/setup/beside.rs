@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::packages::source_files;
-use super::sources::{codename, own_source};
+use super::sources::{ARCHIVE, codename, own_source};
 use super::{has_postgres, probe};
 use crate::shell::{command, is_program, quietly};
 use crate::terminal::warn;
@@ -41,7 +41,7 @@ pub(super) fn make(name: &str, what: &str, fill: impl FnOnce(&Path) -> Result<()
 /// Unpacks PostgreSQL 13 from Debian 11, the last release that had it.
 ///
 /// # Errors
-/// When the mirror does not serve that release, or the programs do not work here.
+/// When neither the mirror nor the archive serves that release, or the programs do not work here.
 pub(super) fn install_postgres_13() -> Result<()> {
     let own = ["libicu67", "libldap-2.4-2", "libssl1.1", "libffi7"];
     install_postgres(13, PG13, "bullseye", &own)
@@ -50,7 +50,7 @@ pub(super) fn install_postgres_13() -> Result<()> {
 /// Unpacks PostgreSQL 15 from Debian 12, where the system is of another release.
 ///
 /// # Errors
-/// When the mirror does not serve that release, or the programs do not work here.
+/// When neither the mirror nor the archive serves that release, or the programs do not work here.
 pub(super) fn install_postgres_15() -> Result<()> {
     let own = ["libicu72", "libldap-2.5-0", "libffi8"];
     install_postgres(15, PG15, "bookworm", &own)
@@ -59,7 +59,7 @@ pub(super) fn install_postgres_15() -> Result<()> {
 /// Unpacks Consul from Debian 11, the last release that had it: one program that needs nothing.
 ///
 /// # Errors
-/// When the mirror does not serve that release, or the program does not work here.
+/// When neither the mirror nor the archive serves that release, or the program does not work here.
 pub(super) fn install_consul() -> Result<()> {
     let program = consul_program();
     if is_program(&program) {
@@ -118,13 +118,29 @@ impl Apt {
             fs::create_dir_all(home.join(part))?;
         }
         fs::write(home.join("status"), "")?;
-        fs::write(home.join("sources/other.sources"), source.for_suite(suite))?;
         let apt = Self {
             home: home.to_owned(),
         };
-        quietly(apt.command().args(["update", "--error-on=any"]))
-            .with_context(|| format!("the mirror of {own} does not serve {suite}"))?;
+        // Mirrors drop a release when its support ends, and the archive has none before that.
+        let Err(dropped) = apt.update(&source.for_suite(suite)) else {
+            return Ok(apt);
+        };
+        warn(&format!(
+            "the mirror of {own} does not serve {suite}; trying {ARCHIVE}"
+        ));
+        apt.update(&source.archived(suite)).with_context(|| {
+            format!(
+                "the mirror of {own} does not serve {suite}: {dropped:#}\n\
+                 and {ARCHIVE} does not serve it either"
+            )
+        })?;
         Ok(apt)
+    }
+
+    /// Makes `source` the only one, and fetches what it offers.
+    fn update(&self, source: &str) -> Result<()> {
+        fs::write(self.home.join("sources/other.sources"), source)?;
+        quietly(self.command().args(["update", "--error-on=any"])).map(drop)
     }
 
     fn download(&self, packages: &[&str]) -> Result<Vec<PathBuf>> {

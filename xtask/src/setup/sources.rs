@@ -13,18 +13,30 @@ impl Source {
     ///
     /// Mirror and keys stay what the machine's owner chose.
     pub(super) fn for_suite(&self, suite: &str) -> String {
-        let replaced = [("Types", "deb"), ("Suites", suite), ("Components", "main")];
+        self.with(suite, &[])
+    }
+
+    /// Returns this source for a release that mirrors no longer serve, from [`ARCHIVE`].
+    ///
+    /// The keys stay: Debian signs its archive with those of the release. Nobody signs it anew, so
+    /// that dates up to which an index was to be valid have passed.
+    pub(super) fn archived(&self, suite: &str) -> String {
+        self.with(suite, &[("URIs", ARCHIVE), ("Check-Valid-Until", "no")])
+    }
+
+    fn with(&self, suite: &str, further: &[(&str, &str)]) -> String {
+        let of_suite = [("Types", "deb"), ("Suites", suite), ("Components", "main")];
+        let replaced = || of_suite.iter().chain(further).copied();
         let kept = self
             .fields
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()));
         let dropped = |name: &str| {
-            replaced.iter().any(|(other, _)| name.eq_ignore_ascii_case(other))
+            replaced().any(|(other, _)| name.eq_ignore_ascii_case(other))
                 // It says `yes`, or the source would not have been chosen.
                 || name.eq_ignore_ascii_case("Enabled")
         };
-        replaced
-            .into_iter()
+        replaced()
             .chain(kept.filter(|(name, _)| !dropped(name)))
             .map(|(name, value)| format!("{name}: {value}\n"))
             .collect()
@@ -131,6 +143,9 @@ fn one_line_source(line: &str) -> Option<Source> {
     Some(Source { fields })
 }
 
+/// Where Debian keeps the releases that its mirrors no longer serve.
+pub(super) const ARCHIVE: &str = "http://archive.debian.org/debian";
+
 /// The options of the one-line format that are spelt differently in deb822.
 const OPTIONS: [(&str, &str); 3] = [
     ("arch", "Architectures"),
@@ -177,6 +192,28 @@ Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
                     http://mirror.example/debian bookworm main contrib # mine";
         let own_line = own("sources.list", line).unwrap();
         assert_eq!(own_line.replace("signed-by", "Signed-By"), expected);
+    }
+
+    #[test]
+    fn an_archived_release_comes_from_the_archive_with_the_same_keys_and_stale_dates() {
+        let archived = |name: &str, text: &str| {
+            let files = [(PathBuf::from(name), text.to_owned())];
+            own_source(&files, "bookworm").unwrap().archived("bullseye")
+        };
+        let expected = "\
+Types: deb
+Suites: bullseye
+Components: main
+URIs: http://archive.debian.org/debian
+Check-Valid-Until: no
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+";
+        assert_eq!(archived("debian.sources", DEB822), expected);
+        let line = "deb [check-valid-until=yes \
+                    signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+                    http://mirror.example/debian bookworm main";
+        let from_line = archived("sources.list", line);
+        assert_eq!(from_line.replace("signed-by", "Signed-By"), expected);
     }
 
     #[test]
