@@ -90,8 +90,8 @@ pub struct Run {
     /// From the old primary's last commit to the end of its permission; negative where it came
     /// later.
     pub last_commit_before_end_ms: Option<i64>,
-    /// From the death of the server's last process to the end of the permission; negative where it
-    /// came later.
+    /// From the death of the server's last process to the end of the permission at the fault;
+    /// negative where it came later.
     pub gone_before_end_ms: Option<i64>,
     /// From the hard deadline to the death of the server's last process, as seen from outside; 0
     /// where the server was stopped before.
@@ -102,6 +102,9 @@ pub struct Run {
     pub gap_ms: u64,
     /// Acknowledged rows that the final primary does not hold.
     pub lost: usize,
+    /// Whether the old server had to end by the end of its permission: not where it is adopted, and
+    /// of Patroni nobody knows a permission.
+    pub must_end: bool,
     /// Whether another node took over.
     pub taken_over: bool,
     /// Everything that must not happen and did.
@@ -238,25 +241,13 @@ impl Report {
     pub fn table_row(&self) -> String {
         let too_late: usize = self.runs.iter().map(|run| run.commits_too_late).sum();
         let lost: usize = self.runs.iter().map(|run| run.lost).sum();
-        let least = |values: Vec<Option<i64>>| {
-            values
-                .into_iter()
-                .flatten()
-                .min()
-                .map_or_else(|| "-".to_owned(), |value| value.to_string())
-        };
         let gap = Spread::of(self.runs.iter().map(|run| run.gap_ms));
         format!(
             "| {} | {} | {too_late} | {} | {} | {} | {} | {lost} | {} |",
             self.fault,
             self.runs.len(),
-            least(
-                self.runs
-                    .iter()
-                    .map(|run| run.last_commit_before_end_ms)
-                    .collect()
-            ),
-            least(self.runs.iter().map(|run| run.gone_before_end_ms).collect()),
+            self.least(|run| run.last_commit_before_end_ms),
+            self.least(|run| run.gone_before_end_ms),
             self.runs
                 .iter()
                 .map(|run| run.worst_fence_ms.max(run.fence_ms))
@@ -265,6 +256,19 @@ impl Report {
             gap.map_or_else(|| "-".to_owned(), |gap| gap.to_string()),
             self.violations().len(),
         )
+    }
+
+    /// Returns the least of a measure; `never` if a run that had to show one did not.
+    fn least(&self, of: fn(&Run) -> Option<i64>) -> String {
+        if self
+            .runs
+            .iter()
+            .any(|run| run.must_end && of(run).is_none())
+        {
+            return "never".to_owned();
+        }
+        let least = self.runs.iter().filter_map(of).min();
+        least.map_or_else(|| "-".to_owned(), |value| value.to_string())
     }
 
     /// Returns the head of a table of reports, in Markdown.
@@ -379,4 +383,25 @@ pub fn busy_backends(ttl: u64) -> Plan {
 /// Plans [`Fault::DeafBackend`].
 pub fn deaf_backend(ttl: u64) -> Plan {
     Plan::new(Fault::DeafBackend, ttl)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_the_end_that_it_had_to_show_is_not_hidden_by_the_others() {
+        let run = |must_end, gone_before_end_ms| Run {
+            must_end,
+            gone_before_end_ms,
+            ..Run::default()
+        };
+        let least = |runs| {
+            let (fault, ttl) = (Fault::GuardKilled, 3);
+            Report { fault, ttl, runs }.least(|run| run.gone_before_end_ms)
+        };
+        assert_eq!(least(vec![run(true, Some(70)), run(true, Some(-3))]), "-3");
+        assert_eq!(least(vec![run(true, Some(70)), run(true, None)]), "never");
+        assert_eq!(least(vec![run(false, None)]), "-");
+    }
 }

@@ -18,6 +18,10 @@ use crate::node::Node;
 use crate::store::StoreKind;
 use crate::writers::{Ack, Writers, surviving};
 
+mod targets;
+
+pub use targets::Measured;
+
 /// What is done to the primary.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]

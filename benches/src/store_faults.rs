@@ -1,8 +1,7 @@
 //! Faults of the store: it goes away, comes back, or loses what it knew.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
@@ -17,7 +16,7 @@ use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::store::{Store, StoreKind};
 use crate::watch::LeaseWatch;
-use crate::witness::{Commit, WalSaver, commits, save_wal, two_writers};
+use crate::witness::{ClusterLog, Commit, commits, two_writers};
 use crate::writers::{Writers, Written, start_loops, stop_loops, surviving};
 
 mod bootstrap;
@@ -47,17 +46,17 @@ pub struct StoreReport {
     pub runs: Vec<StoreRun>,
 }
 
-/// What one run showed.
+/// What one run showed; while a cluster only comes to be, most of it is not measured.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct StoreRun {
     /// The longest time without an acknowledged write.
-    pub gap_ms: u64,
+    pub gap_ms: Option<u64>,
     /// Writes that failed on the node that was primary at the fault.
-    pub failed_writes: usize,
+    pub failed_writes: Option<usize>,
     /// Acknowledged rows that the final primary does not hold.
-    pub lost: usize,
+    pub lost: Option<usize>,
     /// Whether another node wrote.
-    pub failed_over: bool,
+    pub failed_over: Option<bool>,
     /// Everything that must not happen and did.
     pub violations: Vec<String>,
 }
@@ -67,9 +66,7 @@ struct Watch<'a> {
     cluster: &'a Cluster,
     writers: Writers,
     leases: LeaseWatch,
-    savers: Vec<WalSaver>,
-    copies: PathBuf,
-    started: SystemTime,
+    log: ClusterLog,
 }
 
 /// What they saw.
@@ -198,19 +195,25 @@ impl StorePlan {
         sleep(Duration::from_secs(self.ttl + 1)).await;
         stop_loops(primary).await.ok();
         let seen = watch.finish().await?;
+        let elsewhere = seen
+            .written
+            .acks
+            .iter()
+            .any(|ack| ack.node != old.name() && ack.at_ms > fault_ms);
         let mut run = StoreRun {
-            gap_ms: longest_gap_ms(
+            gap_ms: Some(longest_gap_ms(
                 &seen.written.acks,
                 fault_ms.saturating_sub(500),
                 seen.end_ms,
-            ),
-            failed_writes: failed_writes(&seen.written.failures, old.name(), fault_ms, seen.end_ms),
-            lost: seen.lost,
-            failed_over: seen
-                .written
-                .acks
-                .iter()
-                .any(|ack| ack.node != old.name() && ack.at_ms > fault_ms),
+            )),
+            failed_writes: Some(failed_writes(
+                &seen.written.failures,
+                old.name(),
+                fault_ms,
+                seen.end_ms,
+            )),
+            lost: Some(seen.lost),
+            failed_over: Some(elsewhere),
             violations: two_writers(&seen.commits),
         };
         if seen.commits.is_empty() {
@@ -374,12 +377,12 @@ impl StorePlan {
             | StoreFault::PrefixDeleted
             | StoreFault::BootstrapKilled => false,
         };
-        if unnoticed && run.failed_over {
+        if unnoticed && run.failed_over != Some(false) {
             run.violations.push("another node took over".to_owned());
         }
-        if unnoticed && run.failed_writes > 0 {
+        if unnoticed && run.failed_writes != Some(0) {
             run.violations
-                .push(format!("{} writes failed", run.failed_writes));
+                .push(format!("{} writes failed", shown(run.failed_writes)));
         }
         if self.fault == StoreFault::AllGone && !by_consent {
             run.violations
@@ -390,20 +393,13 @@ impl StorePlan {
 
 impl<'a> Watch<'a> {
     async fn start(cluster: &'a Cluster, primary: &Node, number: usize) -> Result<Self> {
-        let copies = cluster.dir().join(format!("wal-{number}"));
-        let started = SystemTime::now();
         let writers = Writers::start_paced(cluster, primary, ON_STANDBYS).await?;
         start_loops(primary, 1, Duration::from_millis(5)).await?;
-        let save =
-            |node: &Node| WalSaver::start(&node.data_dir(), copies.join("live").join(node.name()));
-        let savers = cluster.nodes().iter().map(save).collect();
         Ok(Self {
             cluster,
             writers,
             leases: LeaseWatch::start(cluster),
-            savers,
-            copies,
-            started,
+            log: ClusterLog::start(cluster, &format!("wal-{number}")),
         })
     }
 
@@ -413,17 +409,11 @@ impl<'a> Watch<'a> {
         let written = self.writers.stop().await;
         let primary = self.cluster.wait_primary(Duration::from_secs(60)).await?;
         let lost = lost(&written.acks, &surviving(primary, first_seq).await?);
-        let mut directories = Vec::new();
-        for saver in self.savers {
-            directories.extend(saver.finish()?);
-        }
-        for node in self.cluster.nodes() {
-            let into = self.copies.join(node.name());
-            save_wal(&node.data_dir().join("pg_wal"), &into, self.started).ok();
-            directories.push(into);
-        }
+        let directories = self.log.finish(self.cluster)?;
         let commits = commits(primary.pg_bin(), &directories).await?;
-        std::fs::remove_dir_all(&self.copies).ok();
+        for directory in directories {
+            std::fs::remove_dir_all(directory).ok();
+        }
         Ok(Seen {
             written,
             commits,
@@ -447,15 +437,17 @@ impl StoreReport {
 
     /// Returns the report as a row of [`Self::table_head`].
     pub fn table_row(&self) -> String {
-        let worst = |of: fn(&StoreRun) -> u64| self.runs.iter().map(of).max().unwrap_or(0);
+        let worst = |of: fn(&StoreRun) -> Option<u64>| shown(self.runs.iter().filter_map(of).max());
+        let failovers = self.runs.iter().filter_map(|run| run.failed_over);
+        let failovers = failovers.map(u64::from).reduce(|sum, one| sum + one);
         format!(
             "| {} | {} | {} | {} | {} | {} | {} |",
             self.fault,
             self.runs.len(),
             worst(|run| run.gap_ms),
-            worst(|run| run.failed_writes as u64),
-            self.runs.iter().filter(|run| run.failed_over).count(),
-            worst(|run| run.lost as u64),
+            worst(|run| run.failed_writes.map(|writes| writes as u64)),
+            shown(failovers),
+            worst(|run| run.lost.map(|rows| rows as u64)),
             self.violations().len(),
         )
     }
@@ -471,20 +463,27 @@ impl StoreReport {
 
 impl fmt::Display for StoreRun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let over = if self.failed_over {
-            "failed over"
-        } else {
-            "no failover"
+        let over = match self.failed_over {
+            Some(true) => "failed over",
+            Some(false) => "no failover",
+            None => "failover not measured",
         };
         write!(
             f,
             "gap {} ms, {} writes failed, {} rows lost, {over}",
-            self.gap_ms, self.failed_writes, self.lost
+            shown(self.gap_ms),
+            shown(self.failed_writes),
+            shown(self.lost)
         )?;
         self.violations
             .iter()
             .try_for_each(|violation| write!(f, "\n  VIOLATION: {violation}"))
     }
+}
+
+/// Returns a measure, or a dash for what was not measured.
+fn shown<T: fmt::Display>(measure: Option<T>) -> String {
+    measure.map_or_else(|| "-".to_owned(), |measure| measure.to_string())
 }
 
 /// Adds the commits from the end of the permission that was named last until the store came back.
@@ -527,4 +526,29 @@ fn standby<'a>(cluster: &'a Cluster, primary: &Node) -> Result<&'a Node> {
         .iter()
         .rfind(|node| node.name() != primary.name())
         .context("there is no standby")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_not_measured_is_a_dash_and_no_zero() {
+        let report = |run| StoreReport {
+            fault: StoreFault::BootstrapKilled,
+            ttl: 3,
+            runs: vec![run],
+        };
+        let unmeasured = "| bootstrap killed | 1 | - | - | - | - | 0 |";
+        assert_eq!(report(StoreRun::default()).table_row(), unmeasured);
+        let measured = StoreRun {
+            gap_ms: Some(7),
+            failed_writes: Some(0),
+            lost: Some(0),
+            failed_over: Some(false),
+            violations: Vec::new(),
+        };
+        let all = "| bootstrap killed | 1 | 7 | 0 | 0 | 0 | 0 |";
+        assert_eq!(report(measured).table_row(), all);
+    }
 }

@@ -12,6 +12,10 @@ use tokio::process::Command;
 
 use crate::exec;
 
+mod cluster_log;
+
+pub use cluster_log::ClusterLog;
+
 /// A commit as a server wrote it down, before it told anybody.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Commit {
@@ -206,6 +210,50 @@ pub async fn commits(pg_bin: &Path, directories: &[PathBuf]) -> Result<Vec<Commi
     commits.sort_unstable();
     commits.dedup();
     Ok(commits)
+}
+
+/// Sorts copies of WAL by the system identifier that each segment names, into directories of their
+/// own: what was thrown away and made anew has the same timeline and the same names.
+///
+/// # Errors
+///
+/// Fails where the copies cannot be copied.
+pub(crate) fn by_system(
+    directories: &[PathBuf],
+    into: &Path,
+) -> Result<BTreeMap<u64, Vec<PathBuf>>> {
+    let mut sorted: BTreeMap<u64, Vec<PathBuf>> = BTreeMap::new();
+    for (number, directory) in directories.iter().enumerate() {
+        let (mut histories, mut systems) = (Vec::new(), BTreeMap::new());
+        for entry in std::fs::read_dir(directory)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !is_segment(&name) {
+                histories.push(name);
+                continue;
+            }
+            // One that was only just begun has no header yet, and no commit.
+            let Some(system) = system(&std::fs::read(entry.path())?) else {
+                continue;
+            };
+            let place = into.join(system.to_string()).join(number.to_string());
+            std::fs::create_dir_all(&place)?;
+            std::fs::copy(entry.path(), place.join(name))?;
+            systems.insert(system, place);
+        }
+        for (system, place) in systems {
+            for name in &histories {
+                std::fs::copy(directory.join(name), place.join(name))?;
+            }
+            sorted.entry(system).or_default().push(place);
+        }
+    }
+    Ok(sorted)
+}
+
+/// Returns the system identifier in the long header of a segment's first page.
+fn system(segment: &[u8]) -> Option<u64> {
+    let identifier = segment.get(24..32)?.try_into().ok()?;
+    Some(u64::from_le_bytes(identifier)).filter(|identifier| *identifier != 0)
 }
 
 /// The commits of one timeline: how many, and the moments of the first and the last.
@@ -436,6 +484,34 @@ mod tests {
             moment("2024-02-29", "12:00:00"),
             Some(1_709_208_000_000_000)
         );
+    }
+
+    #[test]
+    fn segments_are_sorted_by_the_cluster_that_they_are_of() {
+        let scratch = tempfile::tempdir().unwrap();
+        let of_system = |system: u64| {
+            let mut page = vec![0; PAGE];
+            page[24..32].copy_from_slice(&system.to_le_bytes());
+            page
+        };
+        let (first, second) = ("000000010000000000000001", "000000010000000000000002");
+        let copies = scratch.path().join("copies");
+        std::fs::create_dir(&copies).unwrap();
+        std::fs::write(copies.join(first), of_system(5)).unwrap();
+        std::fs::write(copies.join(second), of_system(7)).unwrap();
+        std::fs::write(copies.join("000000010000000000000003"), of_system(0)).unwrap();
+        std::fs::write(copies.join("00000002.history"), "1\t0/3000000").unwrap();
+        let sorted = by_system(&[copies], &scratch.path().join("sorted")).unwrap();
+        let places: Vec<u64> = sorted.keys().copied().collect();
+        assert_eq!(places, [5, 7]);
+        for (system, segment) in [(5, first), (7, second)] {
+            let place = &sorted[&system][0];
+            assert!(place.join("00000002.history").exists());
+            assert_eq!(
+                std::fs::read(place.join(segment)).unwrap(),
+                of_system(system)
+            );
+        }
     }
 
     #[test]

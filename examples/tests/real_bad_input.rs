@@ -9,45 +9,51 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use serde_json::json;
+use spilo_benches::clock::boot_ms;
+use spilo_benches::witness::{ClusterLog, commits, reigns, two_writers};
+use spilo_benches::writers::Writers;
 use spilo_benches::{Cluster, node::Node};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_garbage_in_any_key_is_named_and_the_primary_stays() {
     let cluster = Cluster::builder().nodes(2).ttl(10).start().await.unwrap();
     let primary = cluster.wait_streaming(1, LIMIT).await.unwrap();
+    let standby = cluster.nodes().iter().find(|n| n.name() != primary.name());
     let postmaster = primary.postmaster_pid();
-    let key = |name: &str| format!("/service/{}/{name}", cluster.scope());
-    for name in KEYS {
-        let before = cluster.etcd().get(&key(name)).await.unwrap();
-        for garbage in [
-            "{{garbage",
-            "[]",
-            "\"\u{fe0f}\"",
-            "-1",
-            "{\"ttl\": \"soon\", \"x\": [[[[[[]]]]]]}",
-        ] {
-            cluster.etcd().put(&key(name), garbage).await.unwrap();
+    let of_primary = format!("members/{}", primary.name());
+    let of_standby = format!("members/{}", standby.unwrap().name());
+    let own = [
+        (of_primary.as_str(), Fate::WrittenAgain),
+        (of_standby.as_str(), Fate::WrittenAgain),
+    ];
+    for (name, fate) in KEYS.into_iter().chain(own) {
+        let key = format!("/service/{}/{name}", cluster.scope());
+        let before = cluster.etcd().get(&key).await.unwrap();
+        for garbage in GARBAGE {
+            cluster.etcd().put(&key, garbage).await.unwrap();
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert!(
                 primary.takes_writes().await,
                 "{name}: {garbage} ended the primary"
             );
         }
-        if name == "config" {
-            let said = log(primary);
-            assert!(
-                said.contains("key config"),
-                "the log does not name the key:\n{said}"
-            );
-            let text = cluster.etcd().get(&key(name)).await.unwrap().unwrap();
-            assert!(
-                text.contains("soon"),
-                "a key that only people write was changed: {text}"
-            );
+        let said = log(primary);
+        let is_named = said.contains(&format!("the store's key {name} "));
+        let is_read = !matches!(fate, Fate::Unread);
+        assert_eq!(is_named, is_read, "{name} in the log:\n{said}");
+        if matches!(fate, Fate::WrittenAgain) {
+            // A position that has moved is news for `status`.
+            let moves = "SELECT pg_logical_emit_message(true, 'spilo', 'news')";
+            primary.query_texts(moves).await.unwrap();
+            wait_written_again(&cluster, &key).await;
+            continue;
         }
+        let left = cluster.etcd().get(&key).await.unwrap();
+        assert_eq!(left.as_deref(), GARBAGE.last().copied(), "{name}");
         match before {
-            Some(value) => cluster.etcd().put(&key(name), &value).await.unwrap(),
-            None => cluster.etcd().delete(&key(name)).await.unwrap(),
+            Some(value) => cluster.etcd().put(&key, &value).await.unwrap(),
+            None => cluster.etcd().delete(&key).await.unwrap(),
         }
     }
     assert_eq!(
@@ -57,6 +63,71 @@ async fn real_garbage_in_any_key_is_named_and_the_primary_stays() {
     );
     let now = cluster.wait_streaming(1, LIMIT).await.unwrap();
     assert_eq!(now.name(), primary.name());
+}
+
+/// Waits until the node that a key belongs to has put something sensible in the place of the last
+/// garbage.
+async fn wait_written_again(cluster: &Cluster, key: &str) {
+    let limit = Instant::now() + LIMIT;
+    loop {
+        let text = cluster.etcd().get(key).await.unwrap().unwrap_or_default();
+        let is_sound = serde_json::from_str::<serde_json::Value>(&text).is_ok();
+        if is_sound && GARBAGE.last() != Some(&text.as_str()) {
+            return;
+        }
+        assert!(Instant::now() < limit, "{key} is still {text}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Whoever overwrites the lock may be another primary: the old one gives way to it, and nobody takes
+/// it away from somebody unknown, until it is deleted by hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_garbage_in_the_leader_key_ends_the_primary_until_it_is_deleted() {
+    let cluster = Cluster::builder()
+        .ttl(3)
+        .initdb(json!({ "wal-segsize": "1" }));
+    let cluster = cluster.start().await.unwrap();
+    let first = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    let witness = ClusterLog::start(&cluster, "wal");
+    let writers = Writers::start(&cluster, first).await.unwrap();
+    let key = format!("/service/{}/leader", cluster.scope());
+    let garbage = "{\"no\": \"name/at all\"}";
+    writers.wait_ack(boot_ms(), LIMIT, |_| true).await.unwrap();
+    cluster.etcd().put(&key, garbage).await.unwrap();
+    let limit = Instant::now() + LIMIT;
+    while writable(&cluster).await > 0 {
+        assert!(Instant::now() < limit, "{garbage} did not end the primary");
+    }
+    // Longer than every lease.
+    let end = Instant::now() + Duration::from_secs(7);
+    while Instant::now() < end {
+        assert_eq!(writable(&cluster).await, 0, "a primary beside {garbage}");
+    }
+    let kept = cluster.etcd().get(&key).await.unwrap();
+    assert_eq!(kept.as_deref(), Some(garbage));
+    cluster.etcd().delete(&key).await.unwrap();
+    let primary = cluster.wait_streaming(2, LIMIT).await.unwrap();
+    for node in cluster.nodes() {
+        let said = log(node);
+        let named = said.contains("key leader is no member name");
+        assert!(named, "the log does not name the key:\n{said}");
+    }
+    writers.wait_ack(boot_ms(), LIMIT, |_| true).await.unwrap();
+    drop(writers.stop().await);
+    let directories = witness.finish(&cluster).unwrap();
+    let commits = commits(primary.pg_bin(), &directories).await.unwrap();
+    assert!(reigns(&commits).len() >= 2, "the witness saw one primary");
+    assert_eq!(two_writers(&commits), Vec::<String>::new());
+}
+
+/// Returns how many nodes take writes.
+async fn writable(cluster: &Cluster) -> usize {
+    let mut writable = 0;
+    for node in cluster.nodes() {
+        writable += usize::from(node.takes_writes().await);
+    }
+    writable
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,18 +175,39 @@ async fn real_data_directory_of_another_version_is_refused_and_left_alone() {
     );
 }
 
-/// Every key that others may write into while a cluster runs. Garbage in `leader` is a lock that
-/// somebody unknown holds, and ends the primary.
-const KEYS: [&str; 9] = [
-    "config",
-    "failover",
-    "sync",
-    "history",
-    "failsafe",
-    "status",
-    "initialize",
-    "members/stranger",
-    "release",
+/// What becomes of garbage in a key.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    /// It is named in the log and left as it is: nobody knows better what to write there.
+    Named,
+    /// It is left as it is, and nobody reads it.
+    Unread,
+    /// It is named in the log, and the node that the key belongs to, which knows what to write,
+    /// writes it again: the leader, or the member that it is of.
+    WrittenAgain,
+}
+
+/// Every key that others may write into while a cluster runs, but those of its members, and
+/// `leader`, which has a test of its own.
+const KEYS: [(&str, Fate); 10] = [
+    ("config", Fate::Named),
+    ("failover", Fate::Named),
+    ("sync", Fate::Named),
+    ("history", Fate::WrittenAgain),
+    ("failsafe", Fate::WrittenAgain),
+    ("status", Fate::WrittenAgain),
+    ("initialize", Fate::WrittenAgain),
+    ("members/stranger", Fate::Named),
+    ("release", Fate::Named),
+    ("optime/leader", Fate::Unread),
+];
+
+const GARBAGE: [&str; 5] = [
+    "{{garbage",
+    "[]",
+    "\"\u{fe0f}\"",
+    "-1",
+    "{\"ttl\": \"soon\", \"x\": [[[[[[]]]]]]}",
 ];
 
 fn log(node: &Node) -> String {

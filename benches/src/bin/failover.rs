@@ -11,11 +11,12 @@ use serde_json::{Value, json};
 use spilo_benches::analysis::Spread;
 use spilo_benches::chance::Chance;
 use spilo_benches::clock::wall_us;
-use spilo_benches::failover::{Contender, Fault, Measure};
+use spilo_benches::failover::{Contender, Fault, Measure, Measured};
 use spilo_benches::idle::Idle;
 use spilo_benches::{Cluster, Kind, StoreKind};
 
 /// Runs faults on a real store with one writer per node every 10 ms, and prints what each cost.
+/// Ends with status 1 where spilo missed a target.
 #[derive(Debug, Parser)]
 #[command(name = "failover")]
 struct Options {
@@ -73,7 +74,8 @@ struct Column {
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(&Options::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -81,7 +83,9 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(options: &Options) -> Result<()> {
+/// Measures everything asked for, and returns whether all targets were met. An error ends the
+/// measuring; what was measured until then is printed and written all the same.
+async fn run(options: &Options) -> Result<bool> {
     let seed = options.seed.unwrap_or_else(wall_us);
     eprintln!("seed {seed} (repeat with --seed {seed})");
     let mut chance = Chance::seeded(seed);
@@ -115,19 +119,31 @@ async fn run(options: &Options) -> Result<()> {
             rows: Vec::new(),
         })
         .collect();
+    let mut ended = Ok(());
     for column in &mut columns {
-        column
+        ended = column
             .measure(options, &mut chance)
             .await
-            .with_context(|| column.contender.label.clone())?;
+            .with_context(|| column.contender.label.clone());
+        if ended.is_err() {
+            break;
+        }
     }
+    let missed: Vec<String> = columns.iter().flat_map(Column::missed).collect();
     println!("{}", table(&columns, &options.faults));
     if let Some(path) = &options.json {
         let columns: Vec<Value> = columns.iter().map(Column::as_json).collect();
-        let text = serde_json::to_string_pretty(&json!({ "seed": seed, "columns": columns }))?;
+        let all = json!({ "seed": seed, "columns": columns, "missed": missed });
+        let text = serde_json::to_string_pretty(&all)?;
         std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(())
+    if !missed.is_empty() {
+        println!("\ntargets missed:");
+        missed.iter().for_each(|what| println!("- {what}"));
+    } else if ended.is_ok() {
+        println!("\nall targets met");
+    }
+    ended.map(|()| missed.is_empty())
 }
 
 impl Column {
@@ -152,7 +168,7 @@ impl Column {
                 Some((_, cluster)) => cluster,
                 None => self.start(namespaces).await?,
             };
-            let mut measures = Vec::new();
+            self.rows.push((*fault, Vec::new()));
             for run in 1..=self.runs {
                 let measure = fault.measure(&current, &self.contender, chance).await?;
                 eprintln!(
@@ -165,9 +181,10 @@ impl Column {
                     measure.lost,
                     measure.back_ms
                 );
-                measures.push(measure);
+                // One by one, so that an error in the next run does not lose them.
+                let row = self.rows.last_mut().context("a row was just begun")?;
+                row.1.push(measure);
             }
-            self.rows.push((*fault, measures));
             cluster = Some((namespaces, current));
         }
         Ok(())
@@ -181,6 +198,16 @@ impl Column {
         );
         self.starts_ms.push(ms);
         Ok(cluster)
+    }
+
+    fn missed(&self) -> Vec<String> {
+        let measured = Measured {
+            contender: &self.contender,
+            starts_ms: &self.starts_ms,
+            idle: self.idle.as_ref(),
+            faults: &self.rows,
+        };
+        measured.missed()
     }
 
     fn of(&self, fault: Fault) -> &[Measure] {

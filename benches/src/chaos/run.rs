@@ -199,9 +199,11 @@ impl Scene<'_> {
             .iter()
             .filter(|commit| commit.timeline == self.timeline)
             .collect();
+        let must_end = self.fault != Fault::AgentBack && self.cluster.kind() == Kind::Spilo;
         let mut run = Run {
             commits_of_old: of_old.len(),
             violations: two_writers(commits),
+            must_end,
             taken_over: written
                 .acks
                 .iter()
@@ -232,7 +234,16 @@ impl Scene<'_> {
             let last = of_old.iter().map(|commit| commit.at_us).max();
             run.last_commit_before_end_ms =
                 last.map(|last| difference(until_us / 1000, last / 1000));
+        }
+        if let Some(at_fault) = self.lease.as_ref().filter(|_| must_end) {
+            let until_ms = at_fault.until_ms + FENCE_LIMIT_MS;
             run.gone_before_end_ms = gone_ms.map(|gone| difference(until_ms, gone));
+            let due_ms = match self.fault {
+                Fault::GuardFrozen => self.fault_ms + 1000 * self.ttl / 4 + SILENCE_NOTICED_MS,
+                _ => until_ms,
+            };
+            let wrong = wrong_end(gone_ms, self.fault_ms, due_ms);
+            run.violations.extend(wrong.map(str::to_owned));
         }
         if self.fault.agent_is_out() {
             run.fence_ms = gone_ms.map_or(0, |gone| gone.saturating_sub(hard_ms));
@@ -247,21 +258,10 @@ impl Scene<'_> {
         let too_late = until_ms + ONLOOKER_LATENESS_MS..self.observed_ms;
         let late = |ack: &&Ack| ack.node == old && too_late.contains(&ack.at_ms);
         let acks = written.acks.iter().filter(late).count();
-        if self.fault.agent_is_out() {
-            if acks > 0 {
-                run.violations.push(format!(
-                    "{acks} rows acknowledged by the old primary after its permission"
-                ));
-            }
-            match run.gone_before_end_ms {
-                None => run
-                    .violations
-                    .push("the old server was never seen to end".to_owned()),
-                Some(_) if gone_ms > Some(until_ms + EXIT_LATENESS_MS) => run
-                    .violations
-                    .push("the old server outlived its permission".to_owned()),
-                Some(_) => {}
-            }
+        if self.fault.agent_is_out() && acks > 0 {
+            run.violations.push(format!(
+                "{acks} rows acknowledged by the old primary after its permission"
+            ));
         }
         run
     }
@@ -298,6 +298,25 @@ impl Scene<'_> {
         if failed > 0 {
             run.violations.push(format!("{failed} writes failed"));
         }
+    }
+}
+
+/// Returns what is wrong with the end of the old server, which is due by the end of the permission
+/// that was in force at the fault, or when a guard that stands still has been noticed.
+///
+/// A living agent may be permitted to write for longer, but not through a server that has lost its
+/// guard or its postmaster.
+fn wrong_end(gone_ms: Option<u64>, fault_ms: u64, due_ms: u64) -> Option<&'static str> {
+    match gone_ms {
+        None => Some("the old server was never seen to end"),
+        // An onlooker that knew no process to follow would say so at once.
+        Some(gone) if gone + ONLOOKER_LATENESS_MS < fault_ms => {
+            Some("the old server was gone before the fault")
+        }
+        Some(gone) if gone > due_ms + EXIT_LATENESS_MS => {
+            Some("the old server outlived its permission")
+        }
+        Some(_) => None,
     }
 }
 
@@ -383,6 +402,10 @@ fn difference(later: u64, earlier: u64) -> i64 {
 /// permission; its lease outlives that by this much, so that the fence is over before anybody else
 /// may write.
 pub(crate) const FENCE_LIMIT_MS: u64 = 250;
+/// How long an agent that goes on renewing takes to end a server whose guard stands still, from the
+/// first question on, which comes with the next renewal at the latest: it waits one second for the
+/// answer, is patient for another, and asks the guard to fence for a third before it does so itself.
+const SILENCE_NOTICED_MS: u64 = 3000;
 /// How often a standby is asked to take a row.
 pub(crate) const ON_STANDBYS: Duration = Duration::from_millis(50);
 /// How old the last word on the end of permission may be when the fault comes.
@@ -395,3 +418,26 @@ const ONLOOKER_LATENESS_MS: u64 = 100;
 /// time is checked against its own limit, none of them commits or answers anything, and for that
 /// the log is the witness.
 const EXIT_LATENESS_MS: u64 = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_never_seen_to_end_or_ends_late_is_wrong() {
+        let never = "the old server was never seen to end";
+        assert_eq!(wrong_end(None, 1000, 3000), Some(never));
+        let outlived = "the old server outlived its permission";
+        let late = 3000 + EXIT_LATENESS_MS + 1;
+        assert_eq!(wrong_end(Some(late), 1000, 3000), Some(outlived));
+        for in_time in [1000, 2999, 3000, late - 1] {
+            assert_eq!(wrong_end(Some(in_time), 1000, 3000), None, "{in_time}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_was_gone_before_the_fault_shows_nothing() {
+        let before = "the old server was gone before the fault";
+        assert_eq!(wrong_end(Some(10), 1000, 3000), Some(before));
+    }
+}
