@@ -339,11 +339,9 @@ async fn real_f32_a_rewind_whose_source_dies_ends_in_a_healthy_replica() {
         assert!(Instant::now() < end, "nothing was copied within {LIMIT:?}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+    let rewinds = running("pg_rewind", old.dir());
     source.kill_everything();
-    assert!(
-        running("pg_rewind", old.dir()) > 0,
-        "the rewind was over before its source was"
-    );
+    assert!(rewinds > 0, "nothing is rewound");
     until(|| async {
         cluster
             .primary()
@@ -415,6 +413,6 @@ const COPYING: &str = "SELECT pid FROM pg_stat_activity \
 /// How long a fence may take by default.
 const FENCE_LIMIT_MS: u64 = 250;
 /// By how much a standby is behind on a busy machine, at most.
-const ON_THEIR_WAY_MS: u64 = 100;
+const ON_THEIR_WAY_MS: u64 = 1000;
 /// Far more than a healthy machine takes for anything here.
 const LIMIT: Duration = Duration::from_secs(90);

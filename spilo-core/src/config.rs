@@ -278,15 +278,16 @@ fn check_shapes(postgresql: &Map<String, Value>) -> Result<(), String> {
     let wanted = |name: &str, wanted: &str, found: &Value| {
         Err(format!("postgresql.{name}: wanted {wanted}, found {found}"))
     };
+    let given = |name: &str| postgresql.get(name).filter(|value| !is_nothing(value));
     for name in OBJECTS {
-        match postgresql.get(*name) {
-            None | Some(Value::Null | Value::Object(_)) => {}
+        match given(name) {
+            None | Some(Value::Object(_)) => {}
             Some(other) => return wanted(name, "an object", other),
         }
     }
     for name in LISTS_OF_LINES {
-        match postgresql.get(*name) {
-            None | Some(Value::Null) => {}
+        match given(name) {
+            None => {}
             Some(Value::Array(lines)) => {
                 if let Some(line) = lines.iter().find(|line| !line.is_string()) {
                     return wanted(name, "a list of lines of text", line);
@@ -296,6 +297,18 @@ fn check_shapes(postgresql: &Map<String, Value>) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Whether a value stands for none, as Patroni takes it.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
 }
 
 fn unsupported(
@@ -489,6 +502,14 @@ mod tests {
         ] {
             assert_eq!(parse(value).unwrap_err(), says);
         }
+    }
+
+    #[test]
+    fn what_stands_for_nothing_is_of_no_wrong_type() {
+        let nothing = json!({"postgresql": {
+            "parameters": [], "recovery_conf": "", "pg_hba": "", "pg_ident": {},
+        }});
+        assert_eq!(parse(nothing).unwrap().unsupported, [""; 0]);
     }
 
     #[test]

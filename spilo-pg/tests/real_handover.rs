@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use spilo_core::ids::MemberName;
-use spilo_core::pg::{PgErrorKind, PgOp, Postgres as _, Running};
+use spilo_core::pg::{ControlState, PgErrorKind, PgOp, Postgres as _, Running};
 
 use node::{Node, Version, sandbox};
 
@@ -112,9 +112,12 @@ async fn hands_over_beside_a_silent_one(as_candidate: bool) {
     a.run(PgOp::HandOver { candidate }).await;
     let spent = begun.elapsed();
     assert!(spent < Duration::from_secs(10), "{spent:?}");
-    let end = a.postgres.observe().await.unwrap().position().unwrap();
-    b.until("it has everything", |status| status.position() == Some(end))
-        .await;
+    assert_eq!(a.control().await.state, ControlState::ShutDown);
+    if !as_candidate {
+        let end = a.postgres.observe().await.unwrap().position().unwrap();
+        b.until("it has everything", |status| status.position() == Some(end))
+            .await;
+    }
 }
 
 /// Processes that do nothing until this is dropped.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Action, Decision, Rule, View, bootstrap};
 use crate::cluster::{FailoverDocument, HistoryEntry};
+use crate::dcs::{Expect, Key};
 use crate::history::{End, History};
 use crate::ids::MemberName;
 use crate::machine::LeaseRequest;
@@ -16,11 +17,11 @@ use crate::time::NodeTime;
 use crate::wal::{Lsn, Timeline, WalPosition};
 
 pub(super) fn decide(view: &View<'_>) -> Decision {
+    let outrun = |decision: Decision| give_back(view, &decision).unwrap_or(decision);
     take_back(view)
         .or_else(|| start(view))
         .or_else(|| forbidden(view))
-        .or_else(|| position(view))
-        .or_else(|| peers(view))
+        .or_else(|| position(view).or_else(|| peers(view)).map(outrun))
         .unwrap_or_else(|| {
             let at = view
                 .position()
@@ -100,6 +101,10 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
         );
         return Some(Decision::wait(Rule::Unsupported, why));
     }
+    if let Some(problem) = unread_config(view) {
+        let why = format!("the key config {problem}; what it asks for is not known");
+        return Some(Decision::wait(Rule::Unsupported, why));
+    }
     if let Some((since, text)) = &facts.pg_failing
         && facts.electorate.keys().next().is_some()
         && view.now().since(*since) >= BLIND_LIMIT
@@ -142,6 +147,17 @@ pub(super) fn forbidden(view: &View<'_>) -> Option<Decision> {
     }
     let stopped = waited.ok().flatten().is_some_and(Proof::ends_consent);
     unlisted(view, stopped)
+}
+
+/// Returns what is wrong with a configuration that is there, and that this node has never been able
+/// to read. It may have settings that decide who may be promoted.
+fn unread_config<'a>(view: &View<'a>) -> Option<&'a str> {
+    let malformed = &view.cluster()?.malformed;
+    let mut bad = malformed
+        .iter()
+        .filter(|bad| bad.path == Key::Config.path());
+    let problem = bad.next()?.problem.as_str();
+    (!view.facts.config_known()).then_some(problem)
 }
 
 /// Until when this node takes no lock, whatever happens to the one who has it.
@@ -217,7 +233,11 @@ fn position(view: &View<'_>) -> Option<Decision> {
             "the position is not known",
         ));
     };
-    if let Some(why) = too_far_behind(view, mine.lsn).filter(|_| !is_ordered(view)) {
+    if let Some(behind) = too_far_behind(view, mine.lsn).filter(|_| !is_ordered(view)) {
+        let why = format!(
+            "{behind}; to go on without them, set the key failover to {{\"member\": \"{}\"}}",
+            view.me.name
+        );
         return Some(Decision::wait(Rule::TooFarBehind, why));
     }
     let fork = cluster.history.as_ref().and_then(|history| history.last());
@@ -326,6 +346,20 @@ fn is_ordered(view: &View<'_>) -> bool {
     view.failover().is_some_and(|asked| {
         let planned = asked.leader.is_some() && !planted(Mutant::SwitchoverWaivesLag);
         names(asked.candidate.as_deref(), &view.me.name) && !planned
+    })
+}
+
+/// A switchover's candidate that turns out not to have everything gives the switchover up, after as
+/// long as others leave the lock to it: a peer of Patroni's does so for as long as it is asked for.
+fn give_back(view: &View<'_>, decision: &Decision) -> Option<Decision> {
+    let asked = view.cluster()?.failover.as_ref()?;
+    let planned = asked.leader.is_some() && names(asked.candidate.as_deref(), &view.me.name);
+    let outrun = matches!(decision.rule, Rule::PeerAhead | Rule::TooFarBehind);
+    let late = free_for(view).is_some_and(|spent| spent >= view.config().ttl);
+    (planned && outrun && late).then(|| {
+        let clear = Action::ClearFailover(Expect::Revision(asked.revision));
+        let why = format!("its leader was lost on the way: {}", decision.why);
+        Decision::new(Rule::SwitchoverRefused, clear, why)
     })
 }
 

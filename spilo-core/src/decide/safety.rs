@@ -159,14 +159,16 @@ fn operation(view: &View<'_>) -> Option<Decision> {
 }
 
 /// An operation waits for as long as its server needs. A holder whose server answers nobody must
-/// not keep the lock for that.
+/// not keep the lock for that, nor an agent that is to stop wait for it for ever.
 fn hopeless(view: &View<'_>, why: &str) -> Option<Decision> {
     let ends = view
         .facts
         .op
         .as_ref()
         .is_some_and(|running| running.op == PgOp::Stop);
-    if !view.is_holder() || ends || view.facts.fencing.is_some() {
+    let leaves = view.facts.shutdown;
+    let spared = !view.is_holder() || ends;
+    if (spared && !leaves) || view.facts.fencing.is_some() {
         return None;
     }
     if let Some((since, text)) = &view.facts.pg_failing
@@ -174,6 +176,9 @@ fn hopeless(view: &View<'_>, why: &str) -> Option<Decision> {
     {
         let why = format!("{text}, in {why}");
         return Some(Decision::new(Rule::FenceBlind, Action::CancelAndFence, why));
+    }
+    if spared {
+        return None;
     }
     let start = PgOp::Start {
         role: StartRole::Primary,
@@ -397,7 +402,9 @@ pub(super) fn release(view: &View<'_>, rule: Rule, why: &str) -> Decision {
         let why = format!("{why}; not before all who held the lock before cannot write any more");
         return Decision::wait(rule, why);
     }
-    let clean = view.is_down()
+    // It may have served again since an older look.
+    let clean = view.facts.pg_is_current()
+        && view.is_down()
         && view
             .control()
             .is_some_and(|c| c.state == ControlState::ShutDown);

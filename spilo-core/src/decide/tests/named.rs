@@ -409,9 +409,55 @@ fn f4_an_agent_that_is_to_stop_ends_though_it_cannot_see_its_server() {
         });
         node.decide()
     };
+    // A stop that hangs with the disk is not waited for either.
+    let in_stop = |failing_ms: u64| {
+        let node = node().op(PgOp::Stop).with(|f| {
+            f.shutdown = true;
+            f.pg_failing = Some((NodeTime(NOW.0 - failing_ms), "the disk hangs".to_owned()));
+        });
+        node.decide().rule
+    };
+    assert_eq!(in_stop(19_999), Rule::Operating);
+    assert_eq!(in_stop(20_000), Rule::FenceBlind);
     assert_eq!(stopping(19_999, None).rule, Rule::Looking);
     assert_eq!(stopping(20_000, None).rule, Rule::FenceBlind);
     assert_eq!(stopping(20_000, Some(79_999)).rule, Rule::FenceBlind);
     let ended = stopping(20_000, Some(80_000));
     assert_eq!(ended.action, Action::Exit(Exit::Stopped));
+}
+
+#[test]
+fn a_switchovers_candidate_that_has_not_everything_leaves_the_lock_to_others() {
+    let outrun = |free_ms: u64, leader: Option<&str>| {
+        let node = node().peer(Some(peer_at(1001)));
+        let node = node.cluster(|c| c.failover = Some(failover(leader, Some("a"))));
+        let gone = NodeTime(NOW.0 - free_ms);
+        node.with(|f| f.predecessor.as_mut().unwrap().gone = Some(gone))
+            .decide()
+    };
+    assert_eq!(outrun(9999, Some("c")).rule, Rule::PeerAhead);
+    let given_up = outrun(10_000, Some("c"));
+    assert_eq!(given_up.rule, Rule::SwitchoverRefused);
+    assert!(matches!(given_up.action, Action::ClearFailover(_)));
+    assert_eq!(outrun(10_000, None).rule, Rule::Acquire);
+}
+
+#[test]
+fn a_configuration_that_was_never_read_is_not_taken_for_none() {
+    let unread = |known: bool| {
+        let node = node().cluster(|c| {
+            c.malformed.push(crate::cluster::Malformed {
+                path: "config".to_owned(),
+                problem: "is no JSON".to_owned(),
+            });
+            c.config = known.then(|| ConfigDocument {
+                config: Arc::new(config(json!({"ttl": 10}))),
+                revision: Revision(5),
+            });
+        });
+        rule(node)
+    };
+    assert_eq!(unread(false), Rule::Unsupported);
+    // The last good one goes on.
+    assert_eq!(unread(true), Rule::Acquire);
 }
