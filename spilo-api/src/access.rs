@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use http::{HeaderValue, StatusCode, header, request};
 use spilo_core::Cluster;
+use tokio::sync::Semaphore;
 
 use crate::reply::Refusal;
 
@@ -215,10 +217,10 @@ async fn any_is(hosts: BTreeSet<String>, caller: IpAddr) -> bool {
     for host in hosts {
         let found = match host.parse::<IpAddr>() {
             Ok(address) => address.to_canonical() == caller.to_canonical(),
-            Err(_) => match tokio::net::lookup_host((host.as_str(), 0)).await {
-                Ok(mut addresses) => {
-                    addresses.any(|a| a.ip().to_canonical() == caller.to_canonical())
-                }
+            Err(_) => match look_up(host).await {
+                Ok(addresses) => addresses
+                    .iter()
+                    .any(|address| address.to_canonical() == caller.to_canonical()),
                 // A name that means nothing now allows nobody; the others may.
                 Err(_) => false,
             },
@@ -229,6 +231,22 @@ async fn any_is(hosts: BTreeSet<String>, caller: IpAddr) -> bool {
     }
     false
 }
+
+/// Resolves a name. What is asked of the system cannot be called back, and takes a thread for as
+/// long as it lasts: a caller that gives up leaves its place taken until then.
+async fn look_up(host: String) -> io::Result<Vec<IpAddr>> {
+    let place = LOOKUPS.acquire().await.map_err(io::Error::other)?;
+    let asked = tokio::spawn(async move {
+        let _place = place;
+        let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
+        Ok(found.map(|address| address.ip()).collect())
+    });
+    asked.await.map_err(io::Error::other)?
+}
+
+/// How many names are looked up at a time, whoever asks: everybody may, before it is known who it
+/// is, and the agent needs threads of its own.
+static LOOKUPS: Semaphore = Semaphore::const_new(4);
 
 fn host(url: &str) -> Option<String> {
     let uri: http::Uri = url.parse().ok()?;

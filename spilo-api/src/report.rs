@@ -29,9 +29,10 @@ impl Report {
         }
     }
 
-    /// Returns whether this node may take writes now, and its server does.
+    /// Returns whether this node may take writes now, and its server did when it was looked at not
+    /// long ago.
     pub(crate) fn is_writable(&self) -> bool {
-        self.status.is_writable(self.now)
+        self.is_fresh() && self.status.is_writable(self.now)
     }
 
     /// Returns whether no server of this node takes writes, nor can begin to.

@@ -18,6 +18,8 @@ fn cases() -> Vec<(&'static str, Status)> {
     set_tags(&mut hidden, json!({"noloadbalance": true}));
     let mut stale = standby();
     stale.postgres_at = Some(NOW.before(Duration::from_secs(16)));
+    let mut stale_primary = primary();
+    stale_primary.postgres_at = stale.postgres_at;
     let mut starting = standby();
     let busy = Server::Busy {
         saying: "the database system is starting up".to_owned(),
@@ -33,6 +35,7 @@ fn cases() -> Vec<(&'static str, Status)> {
         ("without lock", without_lock),
         ("hidden", hidden),
         ("stale", stale),
+        ("stale primary", stale_primary),
         ("starting", starting),
     ]
 }

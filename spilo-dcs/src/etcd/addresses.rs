@@ -7,14 +7,25 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use super::lane::held;
 
+/// How many names are looked up at a time: each takes a thread, for as long as the system's resolver
+/// waits for name servers that do not answer.
+const LOOKUPS: usize = 8;
+
 /// The addresses of hosts, remembered: names that cannot be resolved for a while lead where they
 /// led before.
-#[derive(Debug, Default)]
-pub(super) struct Addresses(Arc<Mutex<HashMap<String, Known>>>);
+#[derive(Debug)]
+pub(super) struct Addresses(Arc<Mutex<HashMap<String, Known>>>, Arc<Semaphore>);
+
+impl Default for Addresses {
+    fn default() -> Self {
+        Self(Arc::default(), Arc::new(Semaphore::new(LOOKUPS)))
+    }
+}
 
 #[derive(Clone, Debug)]
 struct Known {
@@ -95,7 +106,11 @@ impl Addresses {
         }
         // In a task of its own: an answer that comes too late for us is there for the next one.
         let (told, name) = (Arc::clone(&self.0), host.to_owned());
+        let lookups = Arc::clone(&self.1);
         let lookup = tokio::spawn(async move {
+            let Ok(_place) = lookups.try_acquire() else {
+                return Err(io::Error::other("enough names are being resolved already"));
+            };
             let found = lookup_host((name.as_str(), port)).await?;
             let found = Known {
                 addresses: found.map(|address| address.ip()).collect(),

@@ -229,6 +229,14 @@ impl Lane {
         Ok(answer)
     }
 
+    /// Lets go of the connections: the next request logs in anew.
+    ///
+    /// Etcd refuses a watch with a token that it does not know any more by cancelling it, and not by
+    /// an error of the request.
+    pub(super) fn disconnect(&self) {
+        held(&self.clients).clear();
+    }
+
     async fn client(&self, url: &str, time: Duration) -> Result<Client, Failed> {
         let kept = held(&self.clients).get(url).cloned();
         if let Some(client) = kept {

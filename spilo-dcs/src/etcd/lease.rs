@@ -14,6 +14,7 @@ use etcd_client::{
 };
 use spilo_core::dcs::{DcsErrorKind, Key, LeaderRecord, Lease, LeaseSecret};
 use spilo_core::{DcsError, Epoch, MemberName};
+use tokio::time::timeout;
 
 use super::Etcd;
 use super::documents::{revision, transact};
@@ -86,8 +87,10 @@ impl Etcd {
         // The key hangs on the new lease now, so this takes along only what is left of the old
         // one: a claim to initialize. It ends by itself if this fails.
         let revoke = request.then("revoke the old lease", Effect::Repeatable);
-        if let Err(error) = self.revoke(&revoke, old.lease_id).await {
-            tracing::debug!(%error, "the old lease is left to end by itself");
+        // A caller that gives up meanwhile would have the new one revoked as well.
+        let tidying = timeout(TIDYING, self.revoke(&revoke, old.lease_id));
+        if !matches!(tidying.await, Ok(Ok(()))) {
+            tracing::debug!("the old lease is left to end by itself");
         }
         // Not before the last await point: the caller has not got the lease yet, and whoever drops
         // this future must be able to settle it.
@@ -135,7 +138,7 @@ impl Etcd {
             // A frozen endpoint must leave time for the others.
             let share = self.connector.request_timeout() / 3;
             let floor = self.seen.floor();
-            match tokio::time::timeout(share, kept.renew()).await {
+            match timeout(share, kept.renew()).await {
                 Ok(Ok(Some(kept))) => match self.seen.check_answer(floor, &kept) {
                     Ok(()) => {
                         *held(&self.keep_alive) = Some(kept);
@@ -519,6 +522,9 @@ pub(super) fn seconds(ttl: Duration) -> i64 {
     let whole = ttl.as_secs() + u64::from(ttl.subsec_nanos() > 0);
     i64::try_from(whole.max(1)).unwrap_or(i64::MAX)
 }
+
+/// Long enough for an etcd that is well, and little of the time that a lease has.
+const TIDYING: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {

@@ -51,6 +51,7 @@ impl Etcd {
             Ok(watch) => *held(&self.watch) = Some(watch),
             Err(problem) => {
                 tracing::debug!(problem, "the watch ended");
+                self.watch_lane.disconnect();
                 sleep(PAUSE).await;
             }
         }

@@ -1,6 +1,6 @@
 //! etcd with authentication switched on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use spilo_core::dcs::{DcsErrorKind, Expect, Key};
@@ -67,6 +67,35 @@ async fn a_token_that_a_restart_made_invalid_is_renewed() {
     etcd.release(&lease, Bytes::from_static(b"r"))
         .await
         .unwrap();
+}
+
+/// Etcd does not refuse a watch with a token that counts no more: it opens and cancels it, on a
+/// connection that is well.
+#[tokio::test]
+async fn a_watch_whose_token_counts_no_more_is_opened_again() {
+    let cluster = EtcdCluster::start(1).await;
+    switch_on(&cluster);
+    let etcd = Etcd::new(user(cluster.options(), "secret")).unwrap();
+    let since = etcd.read().await.unwrap().revision;
+    let quiet = || tokio::time::timeout(Duration::from_secs(2), etcd.changed(since));
+    quiet().await.unwrap_err();
+    // What a user who is made anew was given before is forgotten.
+    for command in [
+        "user delete spilo",
+        "user add spilo:secret",
+        "user grant-role spilo spilo",
+    ] {
+        let as_root = ["--user", "root:root"].into_iter();
+        cluster.ctl(&as_root.chain(command.split(' ')).collect::<Vec<_>>());
+    }
+    let end = Instant::now() + Duration::from_secs(10);
+    // One that cannot be opened ends as a hint, again and again.
+    while quiet().await.is_ok() {
+        assert!(Instant::now() < end, "there is no watch");
+    }
+    let key = etcd.put(Key::Sync, Bytes::from_static(b"{}"), Expect::Anything);
+    key.await.unwrap();
+    quiet().await.unwrap().unwrap();
 }
 
 #[tokio::test]

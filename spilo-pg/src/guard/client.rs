@@ -397,7 +397,7 @@ async fn open(run_dir: &Path, action: &str) -> Result<UnixStream, GuardError> {
     let gone = |error: io::Error| match error.kind() {
         // The queue of the socket is full: the guard has stopped taking connections.
         io::ErrorKind::WouldBlock => silent(action),
-        _ => GuardError::new(GuardErrorKind::Gone, action, error.to_string()),
+        _ => broken(action, &error),
     };
     // Through the directory's descriptor, because a socket's path is limited to 107 bytes.
     let directory = File::open(run_dir).map_err(gone)?;
@@ -430,7 +430,7 @@ async fn exchange(stream: &mut UnixStream, line: &[u8], action: &str) -> Result<
     stream
         .write_all(line)
         .await
-        .map_err(|error| gone(error.to_string()))?;
+        .map_err(|error| broken(action, &error))?;
     let mut answer = Vec::new();
     while answer.last() != Some(&b'\n') {
         if answer.len() > protocol::MAX_LINE {
@@ -439,7 +439,7 @@ async fn exchange(stream: &mut UnixStream, line: &[u8], action: &str) -> Result<
         let count = stream
             .read_buf(&mut answer)
             .await
-            .map_err(|error| gone(error.to_string()))?;
+            .map_err(|error| broken(action, &error))?;
         if count == 0 {
             return Err(gone("it closed the connection".to_owned()));
         }
@@ -459,6 +459,19 @@ fn held<T>(cell: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn id(child: &Child) -> u32 {
     child.id().unwrap_or_default()
+}
+
+/// Judges an error of the socket. A process, or a machine, that has no descriptor or no memory left
+/// for it has learned nothing of the guard.
+fn broken(action: &str, error: &io::Error) -> GuardError {
+    let kind = match error.kind() {
+        io::ErrorKind::NotFound
+        | io::ErrorKind::ConnectionRefused
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::BrokenPipe => GuardErrorKind::Gone,
+        _ => GuardErrorKind::Silent,
+    };
+    GuardError::new(kind, action, error.to_string())
 }
 
 fn silent(action: &str) -> GuardError {

@@ -3,12 +3,14 @@
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::proc::Proc;
+use super::proc::{OwnChildren, Proc};
 
 /// All that descends from this process, which must be a child subreaper.
 pub(super) struct Family {
     proc: Proc,
     me: Pid,
+    /// Where everybody is to be found whose parent was killed before.
+    own: OwnChildren,
     /// One list of children at a time.
     text: Box<[u8]>,
     /// What is yet to be visited.
@@ -38,9 +40,11 @@ enum Purpose {
 
 impl Family {
     pub(super) fn new() -> rustix::io::Result<Self> {
+        let proc = Proc::open()?;
         Ok(Self {
-            proc: Proc::open()?,
             me: rustix::process::getpid(),
+            own: OwnChildren::open(&proc)?,
+            proc,
             // Written, not just reserved: a page that the fence touches first would have to be
             // found when the machine may have none.
             text: vec![b' '; TEXT].into_boxed_slice(),
@@ -116,7 +120,12 @@ impl Family {
         purpose: Purpose,
         walk: &mut Walk,
     ) -> rustix::io::Result<usize> {
-        for child in self.proc.children(of, &mut self.text)? {
+        let children = if of == self.me {
+            self.own.read(&mut self.text)?
+        } else {
+            self.proc.children(of, &mut self.text)?
+        };
+        for child in children {
             // At once, and its own children later: looking them up takes most of the time.
             if purpose == Purpose::Kill {
                 walk.missed += u32::from(!kill(child));

@@ -1,13 +1,14 @@
 //! A server that no guard holds: finding it and ending it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, Metadata};
+use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -77,8 +78,12 @@ struct Scan<'a> {
     me: i32,
     proc: Proc,
     data_dir: &'a Path,
-    directory: Metadata,
+    directory: Place,
+    owner: u32,
 }
+
+/// Which directory it is, whatever its names.
+type Place = (u32, u32, u64);
 
 impl<'a> Scan<'a> {
     fn new(data_dir: &'a Path) -> io::Result<Self> {
@@ -86,7 +91,8 @@ impl<'a> Scan<'a> {
             me: rustix::process::getpid().as_raw_nonzero().get(),
             proc: Proc::open()?,
             data_dir,
-            directory: fs::metadata(data_dir)?,
+            directory: place(data_dir)?,
+            owner: fs::metadata(data_dir)?.uid(),
         })
     }
 
@@ -137,15 +143,25 @@ impl<'a> Scan<'a> {
     }
 
     fn is_of_server(&self, pid: i32, stat: Stat, postmaster: Option<i32>) -> bool {
-        // The directory is compared by identity: its name may have changed, or have several.
-        let stands_here = fs::metadata(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| {
-            (cwd.dev(), cwd.ino()) == (self.directory.dev(), self.directory.ino())
-        });
-        let belongs_here = || {
-            fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| it.uid() == self.directory.uid())
+        let has_no_terminal = stat.terminal == 0 || Some(pid) == postmaster;
+        let belongs_here =
+            || fs::metadata(format!("/proc/{pid}")).is_ok_and(|it| it.uid() == self.owner);
+        // The last question, and as modest as can be: a stranger may stand on a file system of a
+        // host that is gone.
+        let stands_here = || {
+            let cwd = format!("/proc/{pid}/cwd");
+            place(Path::new(&cwd)).is_ok_and(|cwd| cwd == self.directory)
         };
-        stands_here && belongs_here() && (stat.terminal == 0 || Some(pid) == postmaster)
+        has_no_terminal && belongs_here() && stands_here()
     }
+}
+
+/// Returns what tells a directory from all others, as the kernel knows it, without asking a server
+/// over a network.
+fn place(directory: &Path) -> io::Result<Place> {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(CWD, directory, flags, StatxFlags::INO)?;
+    Ok((found.stx_dev_major, found.stx_dev_minor, found.stx_ino))
 }
 
 fn everybody() -> io::Result<Vec<i32>> {

@@ -23,6 +23,37 @@ pub fn boot_time() -> NodeTime {
 #[derive(Debug)]
 pub(super) struct Proc(OwnedFd);
 
+/// The open list of the children of this process: it can be read when no file can be opened.
+#[derive(Debug)]
+pub(super) struct OwnChildren(OwnedFd);
+
+impl OwnChildren {
+    pub(super) fn open(proc: &Proc) -> rustix::io::Result<Self> {
+        let mut path = [0; PATH];
+        let me = rustix::process::getpid().as_raw_nonzero();
+        let written = write_path(&mut path, format_args!("{me}/task/{me}/children\0"))?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(&proc.0, written, flags, Mode::empty()).map(Self)
+    }
+
+    /// Reads the list, as it is now, into `text`.
+    pub(super) fn read<'a>(&self, text: &'a mut [u8]) -> rustix::io::Result<Children<'a>> {
+        let mut length = 0;
+        while let Some(rest) = text.get_mut(length..)
+            && !rest.is_empty()
+        {
+            let from = u64::try_from(length).unwrap_or(u64::MAX);
+            match rustix::io::pread(&self.0, rest, from) {
+                Ok(0) => break,
+                Ok(count) => length += count,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Children(text.get(..length).unwrap_or_default()))
+    }
+}
+
 /// What the fence wants to know of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stat {

@@ -60,7 +60,8 @@ pub enum ServerSignal {
     FastStop,
     /// SIGQUIT: end without a checkpoint.
     ImmediateStop,
-    /// SIGUSR1, after `promote` was written; refused unless a deadline lies ahead.
+    /// SIGUSR1, which means to promote once `promote` was written, and nothing before that; refused
+    /// unless a deadline lies ahead. The server counts as a primary from then on.
     Promote,
 }
 

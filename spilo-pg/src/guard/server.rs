@@ -305,8 +305,12 @@ impl Server {
 
     /// Returns whether the server is surely a standby, or there is none.
     pub(super) fn takes_no_writes(&self) -> bool {
-        let standby =
-            |it: &Launched| it.role == Role::Standby && has(&it.directory, "standby.signal");
+        let standby = |it: &Launched| {
+            it.role == Role::Standby
+                && has(&it.directory, "standby.signal")
+                // Whoever wrote it: any signal may be the one that the server takes it for.
+                && !has(&it.directory, "promote")
+        };
         !self.alive || self.launched.as_ref().is_some_and(standby)
     }
 

@@ -18,8 +18,10 @@ use super::{CONNECT, LocalPostgres, failed_guard, files, retry};
 impl LocalPostgres {
     /// Promotes, and returns once the server takes writes.
     ///
-    /// The guard passes the signal on, and refuses when no deadline lies ahead at that moment:
-    /// there is no time in between.
+    /// The guard passes the signal on, and refuses when no deadline lies ahead at that moment. It
+    /// is asked before the order is written as well, when the signal means nothing yet: from the
+    /// file on any other signal of the server's own processes may begin the promotion, and whoever
+    /// asks the guard then must hear of a primary.
     pub(super) async fn promote(&self) -> Result<(), PgError> {
         let action = "promote";
         let guard = self.guard();
@@ -39,21 +41,23 @@ impl LocalPostgres {
         }
         // The order goes out before the connection is made: the server promotes meanwhile. A
         // primary has no such file, and keeps none while it becomes one.
-        let order = self
-            .blocking(action, |options| {
-                if !options.data_dir.join("standby.signal").exists() {
-                    return Ok(None);
-                }
-                let path = options.data_dir.join("promote");
-                files::create(&path, options.uid_gid)?;
-                Ok(Some(Order(Some(path))))
-            })
-            .await?;
-        if let Some(order) = order {
-            guard
-                .signal(ServerSignal::Promote)
-                .await
-                .map_err(|error| failed_guard(action, error))?;
+        let standby = self.blocking(action, |options| {
+            Ok(options.data_dir.join("standby.signal").exists())
+        });
+        if standby.await? {
+            let promotes = || async {
+                let signalled = guard.signal(ServerSignal::Promote).await;
+                signalled.map_err(|error| failed_guard(action, error))
+            };
+            promotes().await?;
+            let order = self
+                .blocking(action, |options| {
+                    let path = options.data_dir.join("promote");
+                    files::create(&path, options.uid_gid)?;
+                    Ok(Order(Some(path)))
+                })
+                .await?;
+            promotes().await?;
             order.given();
         }
         self.wait_for_promotion(action).await

@@ -38,7 +38,9 @@ impl LocalPostgres {
                     })
                     .await
                     .ok()
-                    .and_then(|text| text.lines().next()?.trim().parse().ok())
+                    .and_then(|text| text.lines().next()?.trim().parse::<i32>().ok())
+                    // A negative number stands for a server in single-user mode.
+                    .and_then(i32::checked_abs)
                     .and_then(Pid::from_raw);
                 let ours = self.eye.processes().await?;
                 // A left-over file may name a process of somebody else by now.

@@ -173,6 +173,19 @@ async fn standby_that_was_told_to_become_a_primary_is_never_disarmed_while_it_li
 }
 
 #[tokio::test]
+async fn standby_with_an_order_to_promote_is_never_disarmed_whoever_wrote_it() {
+    let node = Node::standby().await;
+    node.sql().await;
+    let deadline = deadline_in(1, secs(20.0), secs(20.0));
+    node.client().arm(deadline.clone()).await.unwrap();
+    fs::write(node.data().join("promote"), "").unwrap();
+    let error = node.client().disarm().await.unwrap_err();
+    assert_eq!(error.kind(), GuardErrorKind::Refused);
+    fs::remove_file(node.data().join("promote")).unwrap();
+    node.client().disarm().await.unwrap();
+}
+
+#[tokio::test]
 async fn what_a_guard_that_hung_was_asked_by_those_who_left_is_not_done() {
     let mut server = Node::standby().await;
     server.client().fence().await.unwrap();
