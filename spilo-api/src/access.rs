@@ -85,9 +85,13 @@ impl Access {
         parts: &request::Parts,
         cluster: Option<&Cluster>,
     ) -> Result<(), Refusal> {
-        let caller = caller(parts);
-        if !self.is_allowed(caller.map(|c| c.address), cluster).await {
-            return Err(Refusal::new(StatusCode::FORBIDDEN, "Access is denied"));
+        let address = caller(parts).map(|c| c.address);
+        if !self.is_of_network(address) {
+            // Looking names up is not for anybody who asks.
+            self.check_identity(parts)?;
+            if !self.is_of_host(address, cluster).await {
+                return Err(Refusal::new(StatusCode::FORBIDDEN, "Access is denied"));
+            }
         }
         self.check_identity(parts)
     }
@@ -114,23 +118,25 @@ impl Access {
         Err(Refusal::unknown_user(problem))
     }
 
-    async fn is_allowed(&self, caller: Option<IpAddr>, cluster: Option<&Cluster>) -> bool {
+    /// Whether anybody may call, or a caller from this address whatever its name.
+    fn is_of_network(&self, caller: Option<IpAddr>) -> bool {
         if self.allowlist.is_empty() && !self.allowlist_include_members {
             return true;
         }
+        self.allowlist.iter().any(|entry| match (entry, caller) {
+            (Allowed::Network { address, bits }, Some(caller)) => contains(*address, *bits, caller),
+            (Allowed::Network { .. } | Allowed::Host(_), _) => false,
+        })
+    }
+
+    /// Whether a name leads to the caller that may.
+    async fn is_of_host(&self, caller: Option<IpAddr>, cluster: Option<&Cluster>) -> bool {
         let Some(caller) = caller else { return false };
         let mut hosts = BTreeSet::new();
-        for entry in &self.allowlist {
-            match entry {
-                Allowed::Network { address, bits } if contains(*address, *bits, caller) => {
-                    return true;
-                }
-                Allowed::Network { .. } => {}
-                Allowed::Host(name) => {
-                    hosts.insert(name.clone());
-                }
-            }
-        }
+        hosts.extend(self.allowlist.iter().filter_map(|entry| match entry {
+            Allowed::Host(name) => Some(name.clone()),
+            Allowed::Network { .. } => None,
+        }));
         if self.allowlist_include_members {
             let members = cluster.into_iter().flat_map(|c| c.members.values());
             hosts.extend(members.filter_map(|m| host(m.api_url.as_deref()?)));

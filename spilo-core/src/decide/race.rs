@@ -47,7 +47,8 @@ fn take_back(view: &View<'_>) -> Option<Decision> {
     }
     let stopped = view.facts.store_failing.is_some()
         || view.facts.unsettled
-        || !view.config().unsupported.is_empty();
+        || !view.config().unsupported.is_empty()
+        || unread_config(view).is_some();
     if stopped {
         return forbidden(view);
     }

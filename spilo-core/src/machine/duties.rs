@@ -11,6 +11,7 @@ use super::lease::{Holding, Predecessor, deadline, is_as_good, renew_every};
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
+use crate::config::DynamicConfig;
 use crate::dcs::Key;
 use crate::decide::{Decision, Rule, View};
 use crate::guard::Deadline;
@@ -52,7 +53,7 @@ impl Machine {
         let pause = match (urgent, facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
-            (false, false) => renew_every(ttl).min(idle_every(ttl)),
+            (false, false) => renew_every(ttl).min(idle_every(&facts.config)),
         };
         let held = facts.holding.as_ref();
         let held = held.map(|held| {
@@ -307,7 +308,7 @@ impl Machine {
         let every = match (self.is_urgent(), facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
-            (false, false) => idle_every(facts.config.ttl),
+            (false, false) => idle_every(&facts.config),
         };
         let due = spent >= every || (!commands.is_empty() && spent >= every * 3 / 4);
         let outdated = facts.pg.as_ref().map(|seen| seen.at) < Some(facts.leader_since);
@@ -329,7 +330,7 @@ impl Machine {
         let every = if facts.guard_failing.is_some() {
             RETRY
         } else {
-            idle_every(facts.config.ttl)
+            idle_every(&facts.config)
         };
         let rested = facts.ago(facts.lanes.guard_failed) >= RETRY;
         if facts.lanes.guard.is_none() && spent >= every && rested {
@@ -494,8 +495,15 @@ fn is_due(age: Duration, other: Duration, every: Duration) -> bool {
 
 /// Returns how often an idle server and its guard are looked at. Deaths come as events; a look now
 /// and then, in one go with a renewal, finds what has no event.
-fn idle_every(ttl: Duration) -> Duration {
-    renew_every(ttl).clamp(Duration::from_secs(5), Duration::from_secs(10))
+///
+/// Health checks take a look for out of date five seconds after the next one was due by
+/// `loop_wait`; it may take two.
+fn idle_every(config: &DynamicConfig) -> Duration {
+    let most = config.loop_wait + Duration::from_secs(3);
+    let every = renew_every(config.ttl);
+    every
+        .clamp(Duration::from_secs(5), Duration::from_secs(10))
+        .min(most)
 }
 
 /// Returns how often a follower asks a leader that seems well. The lock of one that died ends

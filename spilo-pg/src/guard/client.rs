@@ -392,8 +392,20 @@ fn loader_environment() -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LD_"))
 }
 
-/// Opens a connection to the guard and checks whose it is.
+/// Opens a connection to the guard and checks whose it is. A shortage of descriptors may pass.
 async fn open(run_dir: &Path, action: &str) -> Result<UnixStream, GuardError> {
+    let end = Instant::now() + SHORTAGE;
+    loop {
+        match open_once(run_dir, action).await {
+            Err(error) if error.kind() == GuardErrorKind::Silent && Instant::now() < end => {
+                sleep(START_POLL).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn open_once(run_dir: &Path, action: &str) -> Result<UnixStream, GuardError> {
     let gone = |error: io::Error| match error.kind() {
         // The queue of the socket is full: the guard has stopped taking connections.
         io::ErrorKind::WouldBlock => silent(action),
@@ -469,6 +481,7 @@ fn broken(action: &str, error: &io::Error) -> GuardError {
         | io::ErrorKind::ConnectionRefused
         | io::ErrorKind::ConnectionReset
         | io::ErrorKind::BrokenPipe => GuardErrorKind::Gone,
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory => GuardErrorKind::Refused,
         _ => GuardErrorKind::Silent,
     };
     GuardError::new(kind, action, error.to_string())
@@ -481,6 +494,9 @@ fn silent(action: &str) -> GuardError {
 fn refused(action: &str, problem: impl Into<String>) -> GuardError {
     GuardError::new(GuardErrorKind::Refused, action, problem)
 }
+
+/// Less than a guard may take for an answer.
+const SHORTAGE: Duration = Duration::from_millis(900);
 
 /// The name of the socket in the guard's directory.
 pub(super) const SOCKET: &str = "guard.sock";

@@ -3,7 +3,7 @@
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::proc::{OwnChildren, Proc};
+use super::proc::{OwnChildren, Proc, is_of_the_dead};
 
 /// All that descends from this process, which must be a child subreaper.
 pub(super) struct Family {
@@ -91,10 +91,12 @@ impl Family {
                 break;
             }
             self.visit(pid, purpose, &mut walk);
-            // An error means that it died meanwhile, and its children are ours now.
-            depth = self
-                .push_children(pid, depth, purpose, &mut walk)
-                .unwrap_or(depth);
+            match self.push_children(pid, depth, purpose, &mut walk) {
+                Ok(deeper) => depth = deeper,
+                // It died meanwhile, and its children are ours now.
+                Err(error) if is_of_the_dead(error) => {}
+                Err(_) => walk.missed += 1,
+            }
         }
         Ok(walk)
     }
@@ -104,9 +106,19 @@ impl Family {
         if purpose == Purpose::Kill {
             walk.alive += 1;
             walk.fresh += 1;
-        } else if let Some(stat) = self.proc.stat(pid) {
-            walk.alive += u32::from(!stat.dead);
-            walk.fresh += u32::from(!stat.doomed && !self.proc.is_killed(pid));
+        } else {
+            match self.proc.stat(pid) {
+                Ok(Some(stat)) => {
+                    walk.alive += u32::from(!stat.dead);
+                    walk.fresh += u32::from(!stat.doomed && !self.proc.is_killed(pid));
+                }
+                Ok(None) => {}
+                // What cannot be looked at proves nothing.
+                Err(_) => {
+                    walk.alive += 1;
+                    walk.fresh += 1;
+                }
+            }
         }
         if purpose == Purpose::Prove {
             walk.missed += u32::from(!kill(pid));

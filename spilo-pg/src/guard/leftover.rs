@@ -102,7 +102,10 @@ impl<'a> Scan<'a> {
         let mut parents = BTreeMap::new();
         let mut found = BTreeSet::new();
         for raw in everybody()? {
-            let stat = Pid::from_raw(raw).and_then(|pid| self.proc.stat(pid));
+            let stat = match Pid::from_raw(raw) {
+                Some(pid) => self.proc.stat(pid)?,
+                None => None,
+            };
             let Some(stat) = stat.filter(|stat| !stat.dead) else {
                 continue;
             };

@@ -86,13 +86,16 @@ impl Proc {
     }
 
     /// Reads the state of `pid`; none if there is no such process.
-    pub(super) fn stat(&self, pid: Pid) -> Option<Stat> {
+    pub(super) fn stat(&self, pid: Pid) -> rustix::io::Result<Option<Stat>> {
         let mut path = [0; PATH];
         let pid = pid.as_raw_nonzero();
-        let written = write_path(&mut path, format_args!("{pid}/stat\0")).ok()?;
+        let written = write_path(&mut path, format_args!("{pid}/stat\0"))?;
         let mut text = [0; 1024];
-        let length = self.read(written, &mut text).ok()?;
-        parse_stat(text.get(..length)?)
+        match self.read(written, &mut text) {
+            Ok(length) => Ok(text.get(..length).and_then(parse_stat)),
+            Err(error) if is_of_the_dead(error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns whether SIGKILL was sent to `pid` as a whole.
@@ -125,6 +128,12 @@ impl Proc {
         }
         Ok(length)
     }
+}
+
+/// Whether this is what a process that is gone answers, and not a machine that is short of
+/// descriptors or memory.
+pub(super) fn is_of_the_dead(error: Errno) -> bool {
+    matches!(error, Errno::NOENT | Errno::SRCH)
 }
 
 /// The process ids in a list of children.
@@ -224,7 +233,7 @@ mod tests {
     #[test]
     fn stat_of_this_process_is_read() {
         let me = rustix::process::getpid();
-        let stat = Proc::open().unwrap().stat(me).unwrap();
+        let stat = Proc::open().unwrap().stat(me).unwrap().unwrap();
         assert_eq!(
             stat.parent.unsigned_abs(),
             std::os::unix::process::parent_id()
