@@ -5,17 +5,21 @@
     reason = "a test that cannot go on may say so by panicking"
 )]
 
+#[path = "support/machine.rs"]
+mod machine;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
+
+use machine::{configuration, free_port};
 
 /// A machine with programs that only say their version, and a configuration that fits it.
 struct Machine {
@@ -26,34 +30,7 @@ struct Machine {
 impl Machine {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("bin")).unwrap();
-        for name in [
-            "postgres",
-            "initdb",
-            "pg_basebackup",
-            "pg_controldata",
-            "pg_rewind",
-            "pg_waldump",
-            "psql",
-        ] {
-            let program = dir.path().join("bin").join(name);
-            fs::write(&program, "#!/bin/sh\necho 'postgres (PostgreSQL) 15.6'\n").unwrap();
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        }
-        let root = dir.path().display();
-        let (restapi, postgresql) = (free_port(), free_port());
-        let config = format!(
-            "scope: demo
-name: a
-restapi: {{listen: '127.0.0.1:{restapi}'}}
-etcd3: {{host: '127.0.0.1:1'}}
-postgresql:
-  listen: 127.0.0.1:{postgresql}
-  data_dir: {root}/data
-  bin_dir: {root}/bin
-  authentication: {{superuser: {{password: s3cret}}, replication: {{password: s3cret}}}}
-"
-        );
+        let config = configuration(dir.path(), free_port());
         Self { dir, config }
     }
 
@@ -92,14 +69,6 @@ postgresql:
         found.remove(&self.path("agent.yml"));
         found
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// Writes a certificate, and its key into the same file.

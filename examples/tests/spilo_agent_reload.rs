@@ -5,10 +5,13 @@
     reason = "a test that cannot go on may say so by panicking"
 )]
 
+#[path = "support/machine.rs"]
+mod machine;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::net::TcpStream;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -18,6 +21,8 @@ use std::time::Duration;
 use nix::libc::{ENXIO, O_NONBLOCK};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use machine::{configuration, free_port};
 
 /// A daemon without a store or a server, which ends with this.
 struct Agent {
@@ -151,42 +156,6 @@ fn a_configuration_that_hangs_holds_nobody_up_and_is_read_by_one_at_a_time() {
 fn write(pipe: &Path, text: &str) {
     let mut pipe = File::options().write(true).open(pipe).unwrap();
     pipe.write_all(text.as_bytes()).unwrap();
-}
-
-/// Makes programs that only say their version, and returns a configuration that fits them.
-fn configuration(dir: &Path, api: u16) -> String {
-    fs::create_dir(dir.join("bin")).unwrap();
-    for name in [
-        "postgres",
-        "initdb",
-        "pg_basebackup",
-        "pg_controldata",
-        "pg_rewind",
-        "pg_waldump",
-        "psql",
-    ] {
-        let program = dir.join("bin").join(name);
-        fs::write(&program, "#!/bin/sh\necho 'postgres (PostgreSQL) 15.6'\n").unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-    let (root, postgresql) = (dir.display(), free_port());
-    format!(
-        "scope: demo
-name: a
-restapi: {{listen: '127.0.0.1:{api}'}}
-etcd3: {{host: '127.0.0.1:1'}}
-postgresql:
-  listen: 127.0.0.1:{postgresql}
-  data_dir: {root}/data
-  bin_dir: {root}/bin
-  authentication: {{superuser: {{password: s3cret}}, replication: {{password: s3cret}}}}
-"
-    )
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// What a loaded machine may take for anything that takes a moment.

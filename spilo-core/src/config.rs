@@ -316,12 +316,7 @@ fn unsupported(
     postgresql: &Map<String, Value>,
 ) -> Result<Vec<String>, String> {
     let mut found = Vec::new();
-    let on = |value: &Value| match value {
-        Value::Null => false,
-        Value::Object(map) => !map.is_empty(),
-        Value::Array(list) => !list.is_empty(),
-        other => boolean(other) != Some(false),
-    };
+    let on = |value: &Value| !is_nothing(value) && boolean(value) != Some(false);
     for name in UNSUPPORTED {
         if raw.get(*name).is_some_and(on) {
             found.push((*name).to_owned());
@@ -460,6 +455,7 @@ mod tests {
             "pre_promote": "/fence.sh",
             "pg_hba": ["local all all trust"],
             "pg_hba_primary": ["local all all reject"],
+            "pg_ident_primary": "",
             "pg_ident_replica": null,
         }});
         assert_eq!(

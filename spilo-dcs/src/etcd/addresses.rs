@@ -19,11 +19,17 @@ const LOOKUPS: usize = 8;
 /// The addresses of hosts, remembered: names that cannot be resolved for a while lead where they
 /// led before.
 #[derive(Debug)]
-pub(super) struct Addresses(Arc<Mutex<HashMap<String, Known>>>, Arc<Semaphore>);
+pub(super) struct Addresses {
+    known: Arc<Mutex<HashMap<String, Known>>>,
+    lookups: Arc<Semaphore>,
+}
 
 impl Default for Addresses {
     fn default() -> Self {
-        Self(Arc::default(), Arc::new(Semaphore::new(LOOKUPS)))
+        Self {
+            known: Arc::default(),
+            lookups: Arc::new(Semaphore::new(LOOKUPS)),
+        }
     }
 }
 
@@ -43,7 +49,7 @@ impl Addresses {
             addresses,
             told: true,
         };
-        held(&self.0).insert(host, told);
+        held(&self.known).insert(host, told);
     }
 
     /// Returns the address to connect to instead of a host's name: one on which somebody takes
@@ -88,7 +94,7 @@ impl Addresses {
 
     /// Puts an address behind the others of its host: whoever comes again found nothing good there.
     fn use_last(&self, host: &str, used: IpAddr) {
-        if let Some(known) = held(&self.0).get_mut(host) {
+        if let Some(known) = held(&self.known).get_mut(host) {
             known.addresses.sort_by_key(|ip| *ip == used);
         }
     }
@@ -100,13 +106,13 @@ impl Addresses {
         port: u16,
         deadline: Instant,
     ) -> io::Result<Option<Vec<IpAddr>>> {
-        let known = held(&self.0).get(host).cloned();
+        let known = held(&self.known).get(host).cloned();
         if let Some(known) = known.as_ref().filter(|known| known.told) {
             return Ok(Some(known.addresses.clone()));
         }
         // In a task of its own: an answer that comes too late for us is there for the next one.
-        let (told, name) = (Arc::clone(&self.0), host.to_owned());
-        let lookups = Arc::clone(&self.1);
+        let (told, name) = (Arc::clone(&self.known), host.to_owned());
+        let lookups = Arc::clone(&self.lookups);
         let lookup = tokio::spawn(async move {
             let Ok(_place) = lookups.try_acquire() else {
                 return Err(io::Error::other("enough names are being resolved already"));
@@ -161,7 +167,7 @@ mod tests {
             addresses: vec!["127.0.0.2".parse().unwrap(), "127.0.0.1".parse().unwrap()],
             told: false,
         };
-        held(&addresses.0).insert(name.to_owned(), before);
+        held(&addresses.known).insert(name.to_owned(), before);
         let address = addresses.instead(name, port, TIME).await.unwrap();
         assert_eq!(address, listener.local_addr().ok());
     }
@@ -173,10 +179,10 @@ mod tests {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             told: false,
         };
-        held(&addresses.0).insert("localhost".to_owned(), old);
+        held(&addresses.known).insert("localhost".to_owned(), old);
         let instead = addresses.instead("localhost", 1, TIME).await.unwrap();
         assert_eq!(instead, None);
-        let known = held(&addresses.0)["localhost"].addresses.clone();
+        let known = held(&addresses.known)["localhost"].addresses.clone();
         assert!(known.iter().all(IpAddr::is_loopback), "{known:?}");
     }
 }
