@@ -292,9 +292,11 @@ async fn real_backups_are_made_by_a_replica_at_their_times_and_the_older_ones_de
         there.len() == 1 && there[0] > first
     })
     .await;
+    // It is said once it is done.
+    let deleted = format!("deleted {first}");
+    until(async || log(replica)[before..].contains(&deleted)).await;
     let said = log(replica).split_off(before);
     assert!(said.contains("makes the base backup that is due"), "{said}");
-    assert!(said.contains(&format!("deleted {first}")), "{said}");
     // The primary was asked to begin a new file: nobody waited for `archive_timeout`.
     assert!(!said.contains("begins no new file"), "{said}");
     let place = format!("--archive={}", archive.place());
