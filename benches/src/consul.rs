@@ -72,7 +72,7 @@ impl Consul {
             agents,
             _sandbox: sandbox,
         };
-        consul.wait_healthy(Duration::from_secs(30)).await?;
+        consul.wait_healthy(Duration::from_secs(120)).await?;
         Ok(consul)
     }
 

@@ -273,13 +273,14 @@ impl Node {
     }
 
     /// Kills agent, guard and every process of the server with -9, as the loss of the machine
-    /// would.
+    /// would, and returns when none of them is left.
     pub fn kill_everything(&self) {
-        for pid in [self.agent_pid(), self.guard_pid()].into_iter().flatten() {
-            procs::signal(pid, Signal::SIGKILL);
-        }
         loop {
-            let pids = self.server_pids();
+            let mut pids: Vec<i32> = [self.agent_pid(), self.guard_pid()]
+                .into_iter()
+                .flatten()
+                .collect();
+            pids.extend(self.server_pids());
             if pids.is_empty() {
                 return;
             }
@@ -337,10 +338,16 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// Fails where the server is down, refuses, or takes longer than 10 s.
+    /// Fails where the server is down or refuses, or takes longer than 10 s to accept the connection
+    /// or to answer.
     pub async fn query_texts(&self, query: &str) -> Result<Vec<String>> {
-        let client = self.connect("spilo-harness").await?;
-        let messages = timeout(Duration::from_secs(10), client.simple_query(query)).await??;
+        self.ask(query, QUERY_LIMIT).await
+    }
+
+    /// Does the same, and waits for the connection no longer than that.
+    async fn ask(&self, query: &str, connect: Duration) -> Result<Vec<String>> {
+        let (client, _) = self.door().open_within(connect, "spilo-harness").await?;
+        let messages = timeout(QUERY_LIMIT, client.simple_query(query)).await??;
         let rows = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
             _ => None,
@@ -350,15 +357,14 @@ impl Node {
 
     /// Reports whether the server is up and receives a stream of WAL.
     pub async fn receives(&self) -> bool {
-        let receiver = self
-            .query_texts("SELECT status FROM pg_stat_wal_receiver")
-            .await;
+        let query = "SELECT status FROM pg_stat_wal_receiver";
+        let receiver = self.ask(query, CONNECT_LIMIT).await;
         receiver.is_ok_and(|status| status == ["streaming"])
     }
 
     /// Reports whether the server is up and out of recovery.
     pub async fn takes_writes(&self) -> bool {
-        self.query_texts("SELECT pg_is_in_recovery()")
+        self.ask("SELECT pg_is_in_recovery()", CONNECT_LIMIT)
             .await
             .is_ok_and(|rows| rows == ["f"])
     }
@@ -377,6 +383,14 @@ impl Door {
         &self,
         application: &str,
     ) -> Result<(tokio_postgres::Client, JoinHandle<()>)> {
+        self.open_within(CONNECT_LIMIT, application).await
+    }
+
+    async fn open_within(
+        &self,
+        limit: Duration,
+        application: &str,
+    ) -> Result<(tokio_postgres::Client, JoinHandle<()>)> {
         let mut config = tokio_postgres::Config::new();
         config
             .host_path(&self.socket_dir)
@@ -387,7 +401,7 @@ impl Door {
             // Writers on standbys are refused a hundred times a second, which is no news for the
             // server's log.
             .options("-c log_min_messages=fatal");
-        let (client, connection) = timeout(CONNECT_LIMIT, config.connect(NoTls)).await??;
+        let (client, connection) = timeout(limit, config.connect(NoTls)).await??;
         let task = tokio::spawn(async move { drop(connection.await) });
         Ok((client, task))
     }
@@ -395,3 +409,6 @@ impl Door {
 
 /// A frozen postmaster accepts into its backlog and never answers: a writer must not wait for it.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
+/// Far more than a busy machine takes for what is asked of a server that lives.
+const QUERY_LIMIT: Duration = Duration::from_secs(10);

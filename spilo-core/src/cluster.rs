@@ -20,7 +20,7 @@ use crate::dcs::{Key, LeaderRecord, RawSnapshot};
 use crate::ids::{Epoch, MemberName, Revision, SystemId};
 use crate::wal::{Lsn, Timeline};
 
-pub use record::{MemberRecord, NodeState, encode};
+pub use record::{MemberRecord, NodeState, encode, is_news};
 
 /// Everything about the cluster at one revision of the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -154,7 +154,8 @@ pub trait Dcs: Send + Sync + fmt::Debug {
     /// Returns when something of the cluster may have changed after `since`.
     ///
     /// A hint and no more: it may come late, twice, for nothing, or never. A backend leaves out
-    /// what changes all the time and wakes nobody up for good reason (`status`).
+    /// what changes all the time and wakes nobody up for good reason (`status`), and may leave out a
+    /// member of which only the position moved ([`is_news`](crate::cluster::is_news)).
     async fn changed(&self, _since: Revision) -> Result<(), DcsError> {
         std::future::pending().await
     }

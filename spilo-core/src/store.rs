@@ -14,6 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::is_news;
 use crate::dcs::{Entry, Expect, Key, LeaderRecord, Lease, LeaseSecret, RawSnapshot};
 use crate::ids::{Epoch, MemberName, Revision};
 use crate::time::NodeTime;
@@ -200,12 +201,11 @@ impl Store {
     /// the bytes that are there already takes no revision.
     pub fn announce(&mut self, now: NodeTime, me: &MemberName, record: Bytes, ttl: Duration) {
         self.expire(now);
-        let same = self
-            .members
-            .get(me.as_str())
-            .is_some_and(|(e, _)| e.value == record);
+        let before = self.members.get(me.as_str()).map(|(entry, _)| &entry.value);
+        let same = before == Some(&record);
+        let noticed = before.is_none_or(|before| is_news(before, &record));
         if !same {
-            self.advance(true);
+            self.advance(noticed);
         }
         let revision = match self.members.get(me.as_str()) {
             Some((entry, _)) if same => entry.revision,
@@ -267,7 +267,7 @@ impl Store {
     }
 
     /// Returns whether something that a watcher is woken for was written after `since`: anything
-    /// but the leader's position, which changes all the time and which nobody waits for.
+    /// but positions, which change all the time and which nobody waits for.
     pub fn changed(&mut self, now: NodeTime, since: Revision) -> bool {
         self.expire(now);
         self.noticed > since.0
@@ -492,8 +492,10 @@ mod tests {
     }
 
     #[test]
-    fn the_leaders_position_wakes_nobody() {
+    fn positions_wake_nobody() {
         let (mut store, lease) = held();
+        let record = |lsn: u64| Bytes::from(format!(r#"{{"xlog_location":{lsn}}}"#));
+        store.announce(NodeTime(0), &name("a"), record(1), TTL);
         let since = store.snapshot(NodeTime(0)).revision;
         let by = Expect::Leader(lease.epoch);
         for key in [Key::Status, Key::LegacyOptime] {
@@ -501,6 +503,7 @@ mod tests {
                 .put(NodeTime(0), key, Bytes::from_static(b"1"), by)
                 .unwrap();
         }
+        store.announce(NodeTime(0), &name("a"), record(2), TTL);
         assert!(!store.changed(NodeTime(0), since));
         store
             .put(NodeTime(0), Key::Config, Bytes::from_static(b"{}"), by)

@@ -1,7 +1,9 @@
 //! A machine on which the daemon can start, without a store or a server.
 
+#[path = "../../../spilo-dcs/tests/ports/ports.rs"]
+mod ports;
+
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -37,6 +39,5 @@ postgresql:
 }
 
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    ports::free_ports(1)[0]
 }

@@ -100,23 +100,23 @@ async fn who_waits_at_the_end_is_told_that_nothing_was_done() {
     let name = beside.ready_from(3, 1).remove(0);
     beside.store.let_puts(false);
     let answering = Answering::start(beside.archiver(), &beside.work_dir()).await;
-    let (socket, line) = (beside.work_dir().join("socket"), format!("push {name}\n"));
-    let mut told = JoinSet::new();
-    told.spawn_blocking(move || {
-        let mut stream = UnixStream::connect(socket).unwrap();
-        stream.write_all(line.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        answer
-    });
+    let mut stream = UnixStream::connect(beside.work_dir().join("socket")).unwrap();
+    let line = format!("push {name}\n");
+    stream.write_all(line.as_bytes()).unwrap();
     let (resident, path) = (Resident::new(beside.work_dir()), beside.path(&name));
     let mut heard = JoinSet::new();
     heard.spawn_blocking(move || resident.push(&path));
+    // Connections are taken in their order: whoever made it ask, the first one waits.
     until("it is asked for", async || {
         beside.store.asked(Verb::Put).len() == 1
     })
     .await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut told = JoinSet::new();
+    told.spawn_blocking(move || {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
     answering.stop().await;
     assert_eq!(told.join_next().await.unwrap().unwrap(), "stopping\n");
     let heard = heard.join_next().await.unwrap().unwrap().unwrap();

@@ -159,6 +159,22 @@ pub(crate) fn pending_restart(reasons: &[(String, String, String)]) -> Value {
     Value::Object(reasons.iter().map(entry).collect())
 }
 
+/// Whether a member's record says something else than it did `before` but for positions.
+///
+/// Those move in every record of a busy cluster, Patroni's among them, and nobody waits for them: a
+/// backend need not wake its watchers for them ([`Dcs::changed`](crate::Dcs::changed)). What is no
+/// record is news whenever it is another one.
+pub fn is_news(before: &[u8], record: &[u8]) -> bool {
+    let apart = |bytes: &[u8]| {
+        let mut map: Map<String, Value> = serde_json::from_slice(bytes).ok()?;
+        for position in POSITIONS {
+            map.remove(position);
+        }
+        Some(map)
+    };
+    before != record && apart(before).is_none_or(|before| Some(before) != apart(record))
+}
+
 /// Returns a document as the contract wants it in the store: one line, no white space, and
 /// nothing but ASCII.
 pub fn encode(value: &Value) -> Bytes {
@@ -178,6 +194,9 @@ pub fn encode(value: &Value) -> Bytes {
     }
     Bytes::from(ascii)
 }
+
+/// Where a record says how far its server is.
+const POSITIONS: [&str; 3] = ["xlog_location", "receive_lsn", "replay_lsn"];
 
 /// The level of Patroni that peers may take this node for: they compare it to decide which
 /// protocol it speaks. spilo's own version stands beside it.

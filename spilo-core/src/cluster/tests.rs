@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{Cluster, Initialize};
+use super::{Cluster, Initialize, is_news};
 use crate::dcs::{Entry, Key, LeaderRecord, RawSnapshot};
 use crate::ids::{Epoch, Revision, SystemId};
 use crate::wal::Lsn;
@@ -277,4 +277,23 @@ fn no_changed_byte_in_a_real_snapshot_panics() {
         assert_eq!(read.leader, good.leader);
         assert!(read.config.is_some());
     }
+}
+
+#[test]
+fn a_member_that_only_moved_is_no_news() {
+    let record = |role: &str, lsn: u64| {
+        format!(
+            r#"{{"role":"{role}","xlog_location":{lsn},"receive_lsn":{lsn},"replay_lsn":{lsn}}}"#
+        )
+    };
+    let news = |before: &str, record: &str| is_news(before.as_bytes(), record.as_bytes());
+    let replica = record("replica", 1);
+    assert!(!news(&replica, &replica));
+    assert!(!news(&replica, &record("replica", 2)));
+    assert!(news(&replica, &record("primary", 2)));
+    // A record that went, one that came, and what is none.
+    assert!(news(&replica, ""));
+    assert!(news("", &replica));
+    assert!(news("[1", "[2"));
+    assert!(!news("[1", "[1"));
 }

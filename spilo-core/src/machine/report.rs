@@ -230,7 +230,7 @@ fn announce(view: &View<'_>, awake: bool) -> Option<WriteRequest> {
         }
     };
     let ttl = view.config().ttl.saturating_mul(3).max(MEMBER_TTL);
-    due.then_some(WriteRequest::Announce(record.to_bytes(), ttl))
+    due.then(|| WriteRequest::Announce(record.to_bytes(), ttl))
 }
 
 /// Returns what this node says of itself in its member record.

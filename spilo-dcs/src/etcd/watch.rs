@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use etcd_client::{Client, Error, WatchOptions, WatchResponse, WatchStream};
 use spilo_core::Revision;
+use spilo_core::cluster::is_news;
 use spilo_core::dcs::Key;
 use tokio::time::{sleep, timeout};
 
@@ -139,7 +140,10 @@ impl Watch {
 }
 
 async fn open(client: Client, base: &str, start: i64) -> Result<Unchecked<WatchStream>, Error> {
-    let options = WatchOptions::new().with_prefix().with_start_revision(start);
+    let options = WatchOptions::new()
+        .with_prefix()
+        .with_prev_key()
+        .with_start_revision(start);
     client
         .watch_client()
         .watch(base, Some(options))
@@ -147,17 +151,19 @@ async fn open(client: Client, base: &str, start: i64) -> Result<Unchecked<WatchS
         .map(Unchecked)
 }
 
-/// Returns the revision of the newest change in a message that a watcher is woken for: the
-/// leader's position changes all the time, and nobody waits for it.
+/// Returns the revision of the newest change in a message that a watcher is woken for: positions
+/// change all the time, and nobody waits for them.
 fn newest(keys: &Keys, message: &WatchResponse) -> Revision {
     let changed = message.events().iter().filter_map(|event| {
         let kv = event.kv()?;
-        match keys.place(kv.key())? {
-            Place::Document(Key::Status | Key::LegacyOptime) => None,
-            Place::Document(_) | Place::Leader | Place::Member(_) => {
-                Some(revision(kv.mod_revision()))
-            }
-        }
+        let noticed = match keys.place(kv.key())? {
+            Place::Document(Key::Status | Key::LegacyOptime) => false,
+            Place::Document(_) | Place::Leader => true,
+            Place::Member(_) => event
+                .prev_kv()
+                .is_none_or(|before| is_news(before.value(), kv.value())),
+        };
+        noticed.then(|| revision(kv.mod_revision()))
     });
     changed.max().unwrap_or_default()
 }

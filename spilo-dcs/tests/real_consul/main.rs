@@ -12,6 +12,8 @@ mod layout;
 #[path = "../ports/ports.rs"]
 mod ports;
 mod server;
+#[path = "../signal/signal.rs"]
+mod signal;
 #[path = "../stranger/stranger.rs"]
 mod stranger;
 #[cfg(feature = "tls")]

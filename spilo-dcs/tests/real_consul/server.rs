@@ -14,6 +14,7 @@ use spilo_dcs::{Consul, ConsulOptions};
 use tempfile::TempDir;
 
 use crate::ports::free_ports;
+use crate::signal::send;
 
 /// One server on ports and a directory of its own, gone when it is dropped.
 #[derive(Debug)]
@@ -135,9 +136,7 @@ impl ConsulServer {
 
     /// Sends the process a signal, as in `kill -STOP`.
     pub(crate) fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().expect("it runs").id().to_string();
-        let sent = Command::new("kill").args([signal, &id]).status().unwrap();
-        assert!(sent.success());
+        send(self.process.as_ref().expect("it runs"), signal);
     }
 
     pub(crate) fn url(&self) -> String {

@@ -15,6 +15,8 @@ mod login;
 #[path = "../ports/ports.rs"]
 mod ports;
 mod server;
+#[path = "../signal/signal.rs"]
+mod signal;
 #[cfg(feature = "srv")]
 mod srv;
 #[path = "../stranger/stranger.rs"]

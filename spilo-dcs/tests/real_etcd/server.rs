@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use spilo_core::conformance::dcs::Laboratory;
 use spilo_core::{Dcs, Scope};
 use spilo_dcs::{Etcd, EtcdOptions};
 use tempfile::TempDir;
 
 use crate::ports::free_ports;
+use crate::signal::send;
 
 /// One etcd cluster on ports and directories of its own, gone when it is dropped.
 #[derive(Debug)]
@@ -110,19 +110,7 @@ impl EtcdCluster {
 
     /// Sends a member a signal, as in `kill -STOP`.
     pub(crate) fn signal(&self, i: usize, signal: &str) {
-        let id = self.members[i].process.as_ref().expect("it runs").id();
-        let sent = Command::new("kill")
-            .arg(signal)
-            .arg(id.to_string())
-            .status()
-            .unwrap();
-        assert!(sent.success());
-        if signal == "-STOP" {
-            // A thread that runs on another processor goes on for a moment, long enough for an
-            // answer. The kernel tells the parent when all of them have stopped.
-            let id = i32::try_from(id).ok().and_then(Pid::from_raw).unwrap();
-            waitid(WaitId::Pid(id), WaitIdOptions::STOPPED).unwrap();
-        }
+        send(self.members[i].process.as_ref().expect("it runs"), signal);
     }
 
     /// Throws a killed member's data away.

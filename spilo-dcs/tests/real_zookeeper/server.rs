@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use zookeeper_client::Client;
 
 use crate::ports::free_ports;
+use crate::signal::send;
 
 /// One server on ports and a directory of its own, gone when it is dropped.
 #[derive(Debug)]
@@ -100,9 +101,7 @@ impl ZooKeeperServer {
 
     /// Sends the process a signal, as in `kill -STOP`.
     pub(crate) fn signal(&self, signal: &str) {
-        let id = self.process.as_ref().expect("it runs").id().to_string();
-        let sent = Command::new("kill").args([signal, &id]).status().unwrap();
-        assert!(sent.success());
+        send(self.process.as_ref().expect("it runs"), signal);
     }
 
     pub(crate) fn host(&self) -> String {
@@ -223,5 +222,5 @@ pub(crate) fn options(hosts: impl IntoIterator<Item = String>) -> ZooKeeperOptio
     options
 }
 
-/// Short, so that sessions of a second are granted.
-pub(crate) const TICK: Duration = Duration::from_millis(500);
+/// Short, so that sessions of two seconds are granted.
+pub(crate) const TICK: Duration = Duration::from_secs(1);

@@ -443,7 +443,7 @@ async fn exchange(stream: &mut UnixStream, line: &[u8], action: &str) -> Result<
         .write_all(line)
         .await
         .map_err(|error| broken(action, &error))?;
-    let mut answer = Vec::new();
+    let mut answer = Vec::with_capacity(USUAL);
     while answer.last() != Some(&b'\n') {
         if answer.len() > protocol::MAX_LINE {
             return Err(refused(action, "the answer has no end"));
@@ -494,6 +494,9 @@ fn silent(action: &str) -> GuardError {
 fn refused(action: &str, problem: impl Into<String>) -> GuardError {
     GuardError::new(GuardErrorKind::Refused, action, problem)
 }
+
+/// An answer is shorter than this, and read in one go.
+const USUAL: usize = 1024;
 
 /// Less than a guard may take for an answer.
 const SHORTAGE: Duration = Duration::from_millis(900);

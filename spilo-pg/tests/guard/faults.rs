@@ -11,7 +11,7 @@ use crate::fixture::{MARGIN, Node, deadline_in, pid, secs};
 
 #[tokio::test]
 async fn lease_that_passes_stops_the_server_cleanly_at_the_soft_deadline() {
-    let (node, deadline) = Node::primary(secs(1.5), secs(3.0)).await;
+    let (node, deadline) = Node::primary(secs(1.5), secs(8.0)).await;
     let (last, count) = node.write_paced().await;
     assert!(
         count > 10 && last < deadline.soft + MARGIN,
@@ -116,7 +116,7 @@ async fn orphans_of_a_killed_postmaster_are_killed_at_once() {
     while timeout(secs(0.05), node.client().changed()).await.is_ok() {}
     let killed = boot_time();
     kill(postmaster, Signal::SIGKILL).unwrap();
-    timeout(MARGIN, node.client().changed())
+    timeout(HINT, node.client().changed())
         .await
         .expect("a hint in time")
         .unwrap();
@@ -143,7 +143,7 @@ async fn killed_guard_takes_the_server_with_it() {
     node.leave_loop().await;
     let killed = boot_time();
     kill(node.guard(), Signal::SIGKILL).unwrap();
-    let error = timeout(MARGIN, node.client().changed())
+    let error = timeout(HINT, node.client().changed())
         .await
         .expect("news in time")
         .unwrap_err();
@@ -246,3 +246,7 @@ async fn three_hundred_busy_backends_are_fenced_in_time() {
     assert!(status.worst_fence > Duration::ZERO && status.worst_fence < MARGIN);
     node.assert_nothing_was_written_after(deadline.hard, "300 busy backends");
 }
+
+/// In what time a hint is read: the agent has the priority of anybody, so a busy machine makes it
+/// wait.
+const HINT: Duration = Duration::from_secs(2);

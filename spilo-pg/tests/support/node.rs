@@ -1,8 +1,10 @@
 //! One node for tests: a data directory, a guard and the handle under test.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "../../../spilo-dcs/tests/ports/ports.rs"]
+mod ports;
+
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +22,8 @@ use spilo_pg::guard::{boot_time, fence_without_guard};
 use spilo_pg::{BootClock, Credentials, GuardClient, GuardOptions, LocalOptions, LocalPostgres};
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
+
+use ports::free_ports;
 
 /// The programs of one version of PostgreSQL.
 #[derive(Clone, Debug)]
@@ -105,11 +109,7 @@ impl Node {
         let mut guard_options = GuardOptions::new(&run_dir);
         guard_options.program = Some(PathBuf::from(env!("CARGO_BIN_EXE_spilo-guard")));
         let guard = Arc::new(GuardClient::connect_or_spawn(&guard_options).await.unwrap());
-        let port = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = free_ports(1)[0];
         let member = MemberName::new(name).unwrap();
         let data_dir = dir.join(name);
         let mut options = LocalOptions::new(
