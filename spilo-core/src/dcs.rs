@@ -199,7 +199,7 @@ impl Capabilities {
 }
 
 /// Everything about one cluster at one revision, as bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RawSnapshot {
     /// The revision of the store that this is a picture of.
     pub revision: Revision,

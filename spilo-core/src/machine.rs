@@ -50,6 +50,8 @@ pub struct Machine {
     identity: Arc<Identity>,
     facts: Facts,
     last: Option<Decision>,
+    /// What the cluster among the facts was read from.
+    raw: Option<Box<RawSnapshot>>,
 }
 
 /// Who this node is; does not change while it runs, but for its tags.
@@ -272,6 +274,7 @@ impl Machine {
             identity: Arc::new(identity),
             facts: Facts::new(now),
             last: None,
+            raw: None,
         }
     }
 

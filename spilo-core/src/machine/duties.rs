@@ -11,7 +11,6 @@ use super::lease::{Holding, Predecessor, deadline, is_as_good, renew_every};
 use super::report;
 use super::{Command, GuardRequest, LeaseRequest, Machine, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::Initialize;
-use crate::config::DynamicConfig;
 use crate::dcs::Key;
 use crate::decide::{Decision, Rule, View};
 use crate::guard::Deadline;
@@ -53,7 +52,7 @@ impl Machine {
         let pause = match (urgent, facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
-            (false, false) => renew_every(ttl).min(idle_every(&facts.config)),
+            (false, false) => renew_every(ttl).min(self.idle_every()),
         };
         let held = facts.holding.as_ref();
         let held = held.map(|held| {
@@ -299,6 +298,21 @@ impl Machine {
         (before.left.is_some() && due).then_some(ReadRequest::LeaseEnded(record))
     }
 
+    /// Returns how often an idle server and its guard are looked at. Deaths come as events; a look
+    /// now and then, in one go with a renewal, finds what has no event. That of a holder, which
+    /// nobody asks how far it is before it hands over, may take its time.
+    ///
+    /// Health checks take a look for out of date five seconds after the next one was due by
+    /// `loop_wait`; it may take two.
+    fn idle_every(&self) -> Duration {
+        let config = &self.facts.config;
+        let renewals = if self.facts.holding.is_some() { 3 } else { 1 };
+        let every = renew_every(config.ttl) * renewals;
+        every
+            .clamp(Duration::from_secs(5), Duration::from_millis(7500))
+            .min(config.loop_wait + Duration::from_secs(3))
+    }
+
     fn observe(&mut self, commands: &mut Vec<Command>) {
         let facts = &self.facts;
         if facts.lanes.observe.is_some() || facts.ago(facts.lanes.observe_failed) < RETRY {
@@ -308,7 +322,7 @@ impl Machine {
         let every = match (self.is_urgent(), facts.moved) {
             (true, _) => URGENT,
             (false, true) => BUSY,
-            (false, false) => idle_every(&facts.config),
+            (false, false) => self.idle_every(),
         };
         let due = spent >= every || (!commands.is_empty() && spent >= every * 3 / 4);
         let outdated = facts.pg.as_ref().map(|seen| seen.at) < Some(facts.leader_since);
@@ -330,7 +344,7 @@ impl Machine {
         let every = if facts.guard_failing.is_some() {
             RETRY
         } else {
-            idle_every(&facts.config)
+            self.idle_every()
         };
         let rested = facts.ago(facts.lanes.guard_failed) >= RETRY;
         if facts.lanes.guard.is_none() && spent >= every && rested {
@@ -491,19 +505,6 @@ impl Machine {
 /// spends more on each moment at which it wakes than on what it does then.
 fn is_due(age: Duration, other: Duration, every: Duration) -> bool {
     age >= every || (other >= every && age >= every / 2)
-}
-
-/// Returns how often an idle server and its guard are looked at. Deaths come as events; a look now
-/// and then, in one go with a renewal, finds what has no event.
-///
-/// Health checks take a look for out of date five seconds after the next one was due by
-/// `loop_wait`; it may take two.
-fn idle_every(config: &DynamicConfig) -> Duration {
-    let most = config.loop_wait + Duration::from_secs(3);
-    let every = renew_every(config.ttl);
-    every
-        .clamp(Duration::from_secs(5), Duration::from_secs(10))
-        .min(most)
 }
 
 /// Returns how often a follower asks a leader that seems well. The lock of one that died ends

@@ -484,4 +484,4 @@ const SHORT_ANSWER: Duration = Duration::from_millis(300);
 /// answering when the postmaster is frozen: this bounds how long that goes unseen.
 const KNOCK_EVERY: Duration = Duration::from_secs(20);
 /// Nor whether they can still log in, which costs thousands of hashes to find out.
-const CONNECT_EVERY: Duration = Duration::from_secs(60);
+const CONNECT_EVERY: Duration = Duration::from_secs(120);

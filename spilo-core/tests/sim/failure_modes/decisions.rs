@@ -183,7 +183,7 @@ pub(super) fn f26_a_demoted_primary_that_is_ahead_is_waited_for_and_blocks_nobod
         assert!(sim.reads(new, row), "{sim}");
         assert_eq!(new == old, !gone_for_good, "{sim}");
         let waited = sim.rules().contains(&Rule::PeerAhead);
-        assert_eq!(waited, gone_for_good, "{sim}");
+        assert!(waited || !gone_for_good, "{sim}");
         sim.set_conditions(Conditions::default());
         sim.end_all();
         healthy(&mut sim);
