@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use crate::analysis::{failed_writes, longest_gap_ms, lost};
-use crate::chaos::run::{FENCE_LIMIT_MS, ON_STANDBYS};
-use crate::clock::{ClockPair, boot_ms};
+use crate::chaos::run::ON_STANDBYS;
+use crate::clock::boot_ms;
 use crate::cluster::Cluster;
 use crate::node::Node;
 use crate::store::{Store, StoreKind};
@@ -21,9 +21,11 @@ use crate::writers::{Writers, Written, start_loops, stop_loops, surviving};
 
 mod bootstrap;
 mod fault;
+mod judge;
 
 pub use fault::StoreFault;
 use fault::shortest;
+use judge::Outage;
 
 /// A fault of the store, how often, and how long the outage is.
 #[derive(Clone, Debug)]
@@ -175,18 +177,18 @@ impl StorePlan {
         sleep(Duration::from_secs(1)).await;
         let fault_ms = boot_ms();
         let member = self.inject(cluster, old, number).await?;
-        let by_consent = watch
-            .leases
-            .all()
-            .iter()
-            .any(|seen| seen.asked_ms > fault_ms && seen.by == "consent");
+        let done_ms = boot_ms();
+        sleep(self.lasts()).await;
         let named = watch.leases.all();
-        let until_ms = named
-            .iter()
-            .filter(|seen| seen.node == old.name())
-            .map(|seen| seen.until_ms)
-            .max();
-        let restored_ms = boot_ms();
+        let outage = Outage {
+            fault_ms,
+            done_ms,
+            restored_ms: boot_ms(),
+            named: named
+                .into_iter()
+                .filter(|it| it.node == old.name())
+                .collect(),
+        };
         self.restore(cluster, old, member).await?;
         let primary = cluster
             .wait_streaming(cluster.nodes().len() - 1, Duration::from_secs(180))
@@ -226,69 +228,66 @@ impl StorePlan {
         }
         match self.fault {
             StoreFault::AllGoneStandbyDead => {
-                judge_step_down(&mut run, &seen, until_ms, restored_ms);
+                outage.judge_step_down(&mut run, &seen.commits, self.ttl);
             }
-            _ => self.judge_continuity(&mut run, by_consent),
+            _ => self.judge_continuity(&mut run, outage.is_lived_by_consent()),
         }
         Ok(run)
     }
 
-    /// Does the fault and waits until its effect is over or was watched for long enough; returns
-    /// the member of the store that it was done to.
+    /// Does the fault and returns the member of the store that it was done to.
     async fn inject(&self, cluster: &Cluster, old: &Node, number: usize) -> Result<usize> {
         let (store, scope) = (cluster.store(), cluster.scope());
         let mut member = 0;
         match self.fault {
-            StoreFault::Stopped => {
-                store.stop(0).await;
-                sleep(Duration::from_secs(5)).await;
-            }
+            StoreFault::Stopped | StoreFault::AllGone => store.stop(0).await,
             StoreFault::Killed => store.kill(0).await,
             StoreFault::OneOfThree => {
                 let leader = store.leader().await?;
                 let other = usize::from(number.is_multiple_of(2));
                 member = (leader + other) % store.members();
                 store.kill(member).await;
-                sleep(Duration::from_secs(self.ttl + 3)).await;
             }
             StoreFault::MinorityCut
             | StoreFault::FollowerCut
             | StoreFault::RecordsChanged
             | StoreFault::DomainGone => member = self.hide(store, number).await?,
-            StoreFault::FrozenBriefly => {
-                store.freeze();
-                sleep(Duration::from_millis(self.ttl * 500)).await;
-            }
-            StoreFault::FrozenLong => {
-                store.freeze();
-                sleep(Duration::from_secs(self.ttl * 3)).await;
-            }
+            StoreFault::FrozenBriefly | StoreFault::FrozenLong => store.freeze(),
             StoreFault::SessionDestroyed => {
                 let leader = format!("service/{scope}/leader");
                 let consul = store.consul().context("only Consul has sessions to end")?;
                 consul.destroy_session_of(&leader).await?;
-                sleep(Duration::from_secs(2 * self.ttl)).await;
-            }
-            StoreFault::AllGone => {
-                store.stop(0).await;
-                sleep(self.outage).await;
             }
             StoreFault::AllGoneStandbyDead => {
                 standby(cluster, old)?.signal_agent(Signal::SIGKILL)?;
                 store.kill(0).await;
-                sleep(Duration::from_secs(2 * self.ttl + 3)).await;
             }
-            StoreFault::LeaderKeyDeleted => {
-                store.delete(scope, "leader").await?;
-                sleep(Duration::from_secs(2 * self.ttl)).await;
-            }
-            StoreFault::PrefixDeleted => {
-                store.delete_all(scope).await?;
-                sleep(Duration::from_secs(2 * self.ttl)).await;
-            }
+            StoreFault::LeaderKeyDeleted => store.delete(scope, "leader").await?,
+            StoreFault::PrefixDeleted => store.delete_all(scope).await?,
             StoreFault::BootstrapKilled => {}
         }
         Ok(member)
+    }
+
+    /// Returns how long the effect of a fault that is done takes, or is watched.
+    fn lasts(&self) -> Duration {
+        match self.fault {
+            StoreFault::Stopped => Duration::from_secs(5),
+            StoreFault::OneOfThree | StoreFault::RecordsChanged => {
+                Duration::from_secs(self.ttl + 3)
+            }
+            StoreFault::MinorityCut
+            | StoreFault::FollowerCut
+            | StoreFault::SessionDestroyed
+            | StoreFault::LeaderKeyDeleted
+            | StoreFault::PrefixDeleted => Duration::from_secs(2 * self.ttl),
+            StoreFault::DomainGone => self.outage / 2,
+            StoreFault::FrozenBriefly => Duration::from_millis(self.ttl * 500),
+            StoreFault::FrozenLong => Duration::from_secs(self.ttl * 3),
+            StoreFault::AllGone => self.outage,
+            StoreFault::AllGoneStandbyDead => Duration::from_secs(2 * self.ttl + 3),
+            StoreFault::Killed | StoreFault::BootstrapKilled => Duration::ZERO,
+        }
     }
 
     /// Takes one of three members away from others that go on, and returns it.
@@ -300,7 +299,6 @@ impl StorePlan {
             StoreFault::FollowerCut => {
                 let member = nth(1 + is_even);
                 store.cut_from_others(member).await?;
-                sleep(Duration::from_secs(2 * self.ttl)).await;
                 member
             }
             StoreFault::RecordsChanged => {
@@ -310,7 +308,6 @@ impl StorePlan {
                 // Whoever learns of the records before the member is gone does not notice its end.
                 sleep(Duration::from_secs(2)).await;
                 store.kill(member).await;
-                sleep(Duration::from_secs(self.ttl + 3)).await;
                 member
             }
             StoreFault::DomainGone => {
@@ -318,13 +315,11 @@ impl StorePlan {
                 sleep(self.outage / 2).await;
                 let member = store.first_in_dns()?;
                 store.kill(member).await;
-                sleep(self.outage / 2).await;
                 member
             }
             _ => {
                 let member = nth(is_even);
                 store.cut(member).await?;
-                sleep(Duration::from_secs(2 * self.ttl)).await;
                 member
             }
         })
@@ -484,29 +479,6 @@ impl fmt::Display for StoreRun {
 /// Returns a measure, or a dash for what was not measured.
 fn shown<T: fmt::Display>(measure: Option<T>) -> String {
     measure.map_or_else(|| "-".to_owned(), |measure| measure.to_string())
-}
-
-/// Adds the commits from the end of the permission that was named last until the store came back.
-fn judge_step_down(run: &mut StoreRun, seen: &Seen, until_ms: Option<u64>, restored_ms: u64) {
-    let until_ms = until_ms.map(|hard_ms| hard_ms + FENCE_LIMIT_MS);
-    let Some(until_ms) = until_ms.filter(|until_ms| *until_ms < restored_ms) else {
-        run.violations.push(format!(
-            "the permission did not end while the store was away: {until_ms:?}"
-        ));
-        return;
-    };
-    let clocks = ClockPair::read();
-    let outage = clocks.wall_us_at(until_ms)..clocks.wall_us_at(restored_ms);
-    let late = seen
-        .commits
-        .iter()
-        .filter(|commit| outage.contains(&commit.at_us))
-        .count();
-    if late > 0 {
-        run.violations.push(format!(
-            "{late} commits after the end of permission, with the store away"
-        ));
-    }
 }
 
 /// Returns whether every agent said that DNS denied the domain.

@@ -30,6 +30,21 @@ pub(crate) async fn object(headers: &HeaderMap, body: Body) -> Result<Map<String
     }
 }
 
+/// Reads the body of a request that says all with its address.
+///
+/// # Errors
+/// There is something in it.
+pub(crate) async fn nothing(headers: &HeaderMap, body: Body) -> Result<(), Refusal> {
+    if is_without(headers) {
+        return Ok(());
+    }
+    let bytes = read(headers, body).await?;
+    match bytes.trim_ascii() {
+        b"" | b"{}" => Ok(()),
+        _ => Err(Refusal::bad_request("the request takes no body")),
+    }
+}
+
 /// Returns the text at `key`; `None` if there is none or it is null or empty.
 ///
 /// # Errors
@@ -47,8 +62,7 @@ pub(crate) fn text<'a>(map: &'a Map<String, Value>, key: &str) -> Result<Option<
 }
 
 async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
-    let sized = headers.contains_key(header::CONTENT_LENGTH);
-    if !sized && !headers.contains_key(header::TRANSFER_ENCODING) {
+    if is_without(headers) {
         return Err(Refusal::new(
             StatusCode::LENGTH_REQUIRED,
             "the request has no Content-Length",
@@ -70,6 +84,11 @@ async fn read(headers: &HeaderMap, body: Body) -> Result<Bytes, Refusal> {
             "the body did not arrive in time",
         )),
     }
+}
+
+fn is_without(headers: &HeaderMap) -> bool {
+    let sized = headers.contains_key(header::CONTENT_LENGTH);
+    !sized && !headers.contains_key(header::TRANSFER_ENCODING)
 }
 
 /// Enough for any configuration: stores refuse values of a few times this.

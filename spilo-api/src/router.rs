@@ -232,6 +232,7 @@ impl Inner {
                 .await?;
         }
         if endpoint == "detach" {
+            body::nothing(&parts.headers, body).await?;
             if !node.detach() {
                 let problem = "the agent is gone, or too busy to take the order; ask again";
                 return Err(Refusal::new(StatusCode::SERVICE_UNAVAILABLE, problem));

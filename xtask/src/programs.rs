@@ -39,12 +39,8 @@ pub(crate) fn demo(tools: &Tools, arguments: &[String]) -> Result<()> {
 /// # Errors
 /// When something does not build or cannot be started.
 pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result<()> {
-    // Nothing else: optimised as they are for production, each takes a minute to link. The daemon
-    // has what it is asked for, as its memory is measured.
-    let named = |store: &str| arguments.iter().any(|argument| argument.contains(store));
-    let mut stores = vec!["consul", "zookeeper"];
-    stores.retain(|store| named(store));
-    let features = format!("--features={}", stores.join(","));
+    // Nothing else: optimised as they are for production, each takes a minute to link.
+    let features = format!("--features={}", daemon_features(name, arguments).join(","));
     let daemon = ["--bin", "spilo-agent", "--bin", "spilo-guard"];
     let lean = ["--release", "--no-default-features", &features];
     build(&[&lean[..], &daemon].concat())?;
@@ -56,6 +52,17 @@ pub(crate) fn harness(tools: &Tools, name: &str, arguments: &[String]) -> Result
         "release",
         arguments,
     )
+}
+
+/// Returns what the daemon has to have built in: what it is asked for where its memory is measured,
+/// and every store where faults of each are run.
+fn daemon_features(name: &str, arguments: &[String]) -> Vec<&'static str> {
+    let mut features = vec!["consul", "srv", "zookeeper"];
+    if name != "chaos" {
+        let named = |store: &str| arguments.iter().any(|argument| argument.contains(store));
+        features.retain(|store| named(store));
+    }
+    features
 }
 
 /// Builds the command that archives and the bench of it in release mode, and becomes that bench;
@@ -128,4 +135,20 @@ fn become_program(
 /// Returns where cargo puts the daemon.
 pub(crate) fn agent(profile: &str) -> PathBuf {
     target_directory().join(profile).join("spilo-agent")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_daemon_has_each_store_whose_faults_are_run_and_no_other_where_it_is_measured() {
+        let features = |name, arguments: &[&str]| {
+            let arguments: Vec<String> = arguments.iter().map(|&text| text.to_owned()).collect();
+            daemon_features(name, &arguments)
+        };
+        assert_eq!(features("chaos", &[]), ["consul", "srv", "zookeeper"]);
+        assert_eq!(features("failover", &[]), [""; 0]);
+        assert_eq!(features("failover", &["--dcs", "etcd,consul"]), ["consul"]);
+    }
 }

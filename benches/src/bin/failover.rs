@@ -31,7 +31,7 @@ struct Options {
     #[arg(long, default_value_t = 5)]
     runs: usize,
     /// spilo's leases in seconds, one column each; 0 leaves spilo out.
-    #[arg(long, value_delimiter = ',', default_value = "10")]
+    #[arg(long, value_delimiter = ',', default_value = "10,3")]
     ttl: Vec<u64>,
     /// The stores that the clusters agree through, columns of their own each; etcd's stand beside
     /// every other's.

@@ -42,6 +42,7 @@ impl Measured<'_> {
             missed.extend(self.costly_idling());
             for (fault, runs) in self.faults {
                 missed.extend(self.long_gaps(*fault, runs));
+                missed.extend(lost_rows(*fault, runs));
             }
         }
         let label = &self.contender.label;
@@ -87,6 +88,15 @@ impl Measured<'_> {
     }
 }
 
+/// A server that ends with its lease is level with its standbys. One that is cut off serves its own
+/// clients until then, and a lost node takes with it what no standby had received.
+fn lost_rows(fault: Fault, runs: &[Measure]) -> Option<String> {
+    let rows = Spread::of(runs.iter().map(|run| run.lost as u64))?;
+    let level = matches!(fault, Fault::AgentKilled | Fault::AgentFrozen);
+    let what = format!("{fault}: acknowledged rows lost");
+    over(&what, rows.max, 0).filter(|_| level)
+}
+
 fn over(what: &str, value: u64, most: u64) -> Option<String> {
     (value > most).then(|| format!("{what}: {value}, at most {most} is the target"))
 }
@@ -129,6 +139,21 @@ mod tests {
         }
         let of_peer = missed(&Contender::patroni(), Fault::AgentFrozen, &runs);
         assert_eq!(of_peer, Vec::<String>::new());
+    }
+
+    #[test]
+    fn rows_that_a_server_without_its_agent_acknowledged_may_not_be_lost() {
+        let lost = [Measure {
+            lost: 1,
+            ..run(0, 0)
+        }];
+        for (fault, count) in [
+            (Fault::AgentKilled, 1),
+            (Fault::AgentFrozen, 1),
+            (Fault::Packets, 0),
+        ] {
+            assert_eq!(missed(&Contender::spilo(10), fault, &lost).len(), count);
+        }
     }
 
     #[test]

@@ -55,9 +55,7 @@ fn order(method: &str, path: &str) -> Request {
 }
 
 /// The code that an order gets when it was let in: its body is no object.
-fn let_in(path: &str) -> u16 {
-    if path == "/detach" { 202 } else { 400 }
-}
+const LET_IN: u16 = 400;
 
 #[tokio::test]
 async fn orders_need_the_user_and_password_and_looks_do_not() {
@@ -97,7 +95,7 @@ async fn orders_need_the_user_and_password_and_looks_do_not() {
         let right = authorized(&basic("admin:s3:cret"), order(method, path));
         assert_eq!(
             send_to(&api, right).await.code.as_u16(),
-            let_in(path),
+            LET_IN,
             "{method} {path}"
         );
     }
@@ -116,25 +114,21 @@ async fn orders_need_an_allowed_address_and_consent_does_not() {
     let allowed: Allowed = "10.1.0.0/16".parse().unwrap();
     let api = api(&node, |access| access.allowlist = vec![allowed]);
     for (method, path) in ORDERS {
-        let refused = if *path == "/failsafe" {
-            let_in(path)
-        } else {
-            403
-        };
+        let refused = if *path == "/failsafe" { LET_IN } else { 403 };
         let elsewhere = send_to(&api, from("10.2.0.1", true, order(method, path))).await;
         assert_eq!(elsewhere.code.as_u16(), refused, "{method} {path}");
         // Mounted in a server that does not say where requests come from.
         let nowhere = send_to(&api, order(method, path)).await;
         assert_eq!(nowhere.code.as_u16(), refused, "{method} {path}");
         let here = send_to(&api, from("10.1.9.9", false, order(method, path))).await;
-        assert_eq!(here.code.as_u16(), let_in(path), "{method} {path}");
+        assert_eq!(here.code.as_u16(), LET_IN, "{method} {path}");
     }
-    let answer = send_to(&api, order("POST", "/detach")).await;
+    let answer = send_to(&api, request("POST", "/detach", "")).await;
     assert_eq!(answer.body, "Access is denied");
-    let mut request = order("POST", "/detach");
+    let mut allowed = request("POST", "/detach", "");
     let address: SocketAddr = "10.1.0.1:1".parse().unwrap();
-    request.extensions_mut().insert(ConnectInfo(address));
-    assert_eq!(send_to(&api, request).await.code, 202);
+    allowed.extensions_mut().insert(ConnectInfo(address));
+    assert_eq!(send_to(&api, allowed).await.code, 202);
 }
 
 #[tokio::test]
@@ -142,7 +136,7 @@ async fn members_can_be_allowed_by_their_own_addresses() {
     let node = Fake::new(primary());
     let api = api(&node, |access| access.allowlist_include_members = true);
     let code = async |address| {
-        send_to(&api, from(address, false, order("POST", "/detach")))
+        send_to(&api, from(address, false, request("POST", "/detach", "")))
             .await
             .code
             .as_u16()
@@ -163,7 +157,7 @@ async fn orders_need_a_certificate_if_clients_are_verified() {
             "{method} {path}"
         );
         let with = send_to(&api, from("127.0.0.1", true, order(method, path))).await;
-        assert_eq!(with.code.as_u16(), let_in(path), "{method} {path}");
+        assert_eq!(with.code.as_u16(), LET_IN, "{method} {path}");
     }
 }
 
@@ -197,13 +191,16 @@ async fn a_refused_order_does_nothing() {
 async fn options_can_be_replaced_while_serving() {
     let node = Fake::new(primary());
     let api = node.api();
-    assert_eq!(send_to(&api, order("POST", "/detach")).await.code, 202);
+    assert_eq!(
+        send_to(&api, request("POST", "/detach", "")).await.code,
+        202
+    );
     let mut options = ApiOptions::default();
     options.access.certificate = true;
     options.server = Some("Patroni".to_owned());
     options.headers = vec![("X-Frame-Options".to_owned(), "DENY".to_owned())];
     api.reconfigure(options.clone()).unwrap();
-    let answer = send_to(&api, order("POST", "/detach")).await;
+    let answer = send_to(&api, request("POST", "/detach", "")).await;
     assert_eq!(answer.code, 403);
     assert_eq!(answer.headers["server"], "Patroni");
     assert_eq!(answer.headers["x-frame-options"], "DENY");
@@ -214,7 +211,7 @@ async fn options_can_be_replaced_while_serving() {
         "{error}"
     );
     assert_eq!(
-        send_to(&api, order("POST", "/detach")).await.headers["server"],
+        send_to(&api, request("POST", "/detach", "")).await.headers["server"],
         "Patroni"
     );
 }

@@ -378,6 +378,12 @@ async fn detach_is_passed_on() {
         (202, "detach requested")
     );
     assert_eq!(node.detached.load(Ordering::SeqCst), 1);
+    for body in ["null", "{\"a\": 1}", "\u{0}"] {
+        let answer = send(&node, "POST", "/detach", body).await;
+        assert_eq!(answer.parts(), (400, "the request takes no body"));
+    }
+    assert_eq!(node.detached.load(Ordering::SeqCst), 1);
+    assert_eq!(send(&node, "POST", "/detach", "{}").await.code, 202);
     *node.busy.lock().unwrap() = true;
     let refused = send(&node, "POST", "/detach", "").await;
     assert_eq!(refused.code, 503);
