@@ -126,3 +126,17 @@ fn leader() -> Trace {
 fn no_process_is_found() -> Failure<PgErrorKind> {
     Failure::new(PgErrorKind::Retry, "/proc: permission denied")
 }
+
+#[test]
+fn a_node_that_has_not_looked_at_its_data_writes_nothing() {
+    let mut trace = bare(0);
+    trace.step(0, Event::Tick);
+    trace.answer_guard(GuardStatus::idle());
+    trace.snapshot(led_by("b", 20));
+    trace.pass(1000);
+    assert_eq!(trace.writes, []);
+    trace.look(standby());
+    let wrote = trace.writes.iter().map(|(_, request)| request);
+    let announced = wrote.filter(|request| matches!(request, WriteRequest::Announce(..)));
+    assert_eq!(announced.count(), 1);
+}

@@ -178,7 +178,7 @@ pub(super) fn f17_the_store_gets_so_many_requests_a_node_and_no_more() {
         run(&mut sim, 30.0);
         let n = u64::try_from(nodes).unwrap();
         let idle = requests(&mut sim, 60.0);
-        assert!(idle <= 84 + 24 * n, "{nodes} nodes: {idle} in a minute");
+        assert!(idle <= 92 + 16 * n, "{nodes} nodes: {idle} in a minute");
         let primary = sim.primary().unwrap();
         let mut woken = sim.clone();
         woken.begin(Fault::DeleteLeader);
