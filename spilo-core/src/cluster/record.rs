@@ -74,13 +74,15 @@ impl MemberRecord {
 
     /// Whether the two say the same but for positions, whose change alone is no news.
     pub(crate) fn is_like(&self, other: &Self) -> bool {
-        let moved = Self {
-            xlog_location: other.xlog_location,
-            replay_lsn: other.replay_lsn,
-            receive_lsn: other.receive_lsn,
-            ..self.clone()
-        };
-        moved == *other
+        self == other || {
+            let moved = Self {
+                xlog_location: other.xlog_location,
+                replay_lsn: other.replay_lsn,
+                receive_lsn: other.receive_lsn,
+                ..self.clone()
+            };
+            moved == *other
+        }
     }
 
     fn to_map(&self) -> Map<String, Value> {
