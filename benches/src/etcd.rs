@@ -196,6 +196,26 @@ impl Etcd {
             .collect())
     }
 
+    /// Returns all that is known of the keys under a prefix, as lines: their values, leases and
+    /// revisions, which tell of a write that has changed nothing.
+    ///
+    /// # Errors
+    ///
+    /// Fails where etcd does not answer within 5 s.
+    pub async fn entries(&self, prefix: &str) -> Result<Vec<String>> {
+        let answer = self
+            .etcdctl(&["get", "--prefix", "-w", "fields", prefix])
+            .await?;
+        Ok(answer
+            .lines()
+            // Around the keys stands what changes with every write to any of them.
+            .skip_while(|line| !line.starts_with("\"Key\""))
+            .take_while(|line| !line.starts_with("\"More\""))
+            .filter(|line| !line.is_empty())
+            .map(ToOwned::to_owned)
+            .collect())
+    }
+
     /// Writes a key.
     ///
     /// # Errors

@@ -79,6 +79,16 @@ impl Target {
     }
 }
 
+impl From<SocketAddr> for Target {
+    /// Reaches an address from where the harness is.
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            namespace: None,
+        }
+    }
+}
+
 /// HTTP/1.0, so that the answer's end is the connection's end and no chunks have to be put
 /// together.
 fn exchange(

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -184,6 +184,12 @@ impl Node {
         let child = slot.as_mut()?;
         matches!(child.try_wait(), Ok(None))
             .then(|| i32::try_from(child.id()).expect("process ids are small"))
+    }
+
+    /// Returns how the agent that was started last has ended, if it has.
+    pub fn agent_status(&self) -> Option<ExitStatus> {
+        let mut slot = self.agent.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.as_mut()?.try_wait().ok().flatten()
     }
 
     /// Returns the guard's process id while it is alive; Patroni has none.

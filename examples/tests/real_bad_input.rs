@@ -5,8 +5,9 @@
     reason = "a test that cannot go on may say so by panicking"
 )]
 
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -161,47 +162,59 @@ async fn writable(cluster: &Cluster) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_data_directory_of_another_cluster_is_refused_and_left_alone() {
-    let cluster = Cluster::builder().nodes(1).ttl(3).start().await.unwrap();
-    let node = cluster.wait_streaming(0, LIMIT).await.unwrap();
-    node.signal_agent(Signal::SIGTERM).unwrap();
-    until(|| node.agent_pid().is_none() && node.server_pids().is_empty()).await;
+    let cluster = stopped().await;
     let key = format!("/service/{}/initialize", cluster.scope());
-    cluster
-        .etcd()
-        .put(&key, "7000000000000000001")
-        .await
-        .unwrap();
-    let control = fingerprint(&node.data_dir());
-    node.start_agent().unwrap();
-    until(|| log(node).contains("is of another cluster")).await;
-    until(|| node.agent_pid().is_none()).await;
-    assert!(log(node).contains("7000000000000000001"), "{}", log(node));
-    assert!(node.server_pids().is_empty());
-    assert_eq!(
-        fingerprint(&node.data_dir()),
-        control,
-        "the data directory was changed"
-    );
-    let kept = cluster.etcd().get(&key).await.unwrap();
-    assert_eq!(kept.as_deref(), Some("7000000000000000001"));
+    let theirs = "7000000000000000001";
+    cluster.etcd().put(&key, theirs).await.unwrap();
+    let named = refused(&cluster, "is of another cluster").await;
+    assert!(named.contains(theirs), "{named}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn real_data_directory_of_another_version_is_refused_and_left_alone() {
+    let cluster = stopped().await;
+    let version = cluster.nodes()[0].data_dir().join("PG_VERSION");
+    std::fs::write(version, "9.6\n").unwrap();
+    refused(&cluster, "9.6").await;
+}
+
+/// Makes a cluster of one node and ends its agent and server.
+async fn stopped() -> Cluster {
     let cluster = Cluster::builder().nodes(1).ttl(3).start().await.unwrap();
     let node = cluster.wait_streaming(0, LIMIT).await.unwrap();
     node.signal_agent(Signal::SIGTERM).unwrap();
     until(|| node.agent_pid().is_none() && node.server_pids().is_empty()).await;
-    std::fs::write(node.data_dir().join("PG_VERSION"), "9.6\n").unwrap();
-    let control = fingerprint(&node.data_dir());
+    // It would end with its lease, which is no write of anybody's.
+    let record = format!("/service/{}/members/{}", cluster.scope(), node.name());
+    cluster.etcd().delete(&record).await.unwrap();
+    cluster
+}
+
+/// Starts the only node and returns the one line in which it says why it cannot go on. Nothing else
+/// may come of it: neither in its data directory nor in the store.
+async fn refused(cluster: &Cluster, problem: &str) -> String {
+    let node = &cluster.nodes()[0];
+    let prefix = format!("/service/{}/", cluster.scope());
+    let files = files(&node.data_dir());
+    let entries = cluster.etcd().entries(&prefix).await.unwrap();
+    assert!(!entries.is_empty(), "the store has lost the cluster");
+    let said_before = log(node).len();
     node.start_agent().unwrap();
-    until(|| log(node).contains("9.6")).await;
-    until(|| node.agent_pid().is_none()).await;
-    assert_eq!(
-        fingerprint(&node.data_dir()),
-        control,
-        "the data directory was changed"
-    );
+    until(|| node.agent_status().is_some()).await;
+    let said = log(node).split_off(said_before);
+    let status = node.agent_status().unwrap();
+    assert!(!status.success(), "{status}:\n{said}");
+    assert_eq!(node.server_pids(), Vec::<i32>::new());
+    let after = cluster.etcd().entries(&prefix).await.unwrap();
+    assert_eq!(after, entries, "the store was written to");
+    let after = self::files(&node.data_dir());
+    let changed: Vec<_> = after.symmetric_difference(&files).collect();
+    assert!(changed.is_empty(), "files were changed: {changed:?}");
+    // What it decides is told as news, and that it ends for it as an error.
+    let errors = said.lines().filter(|line| !line.contains(" INFO: "));
+    let named: Vec<&str> = errors.filter(|line| line.contains(problem)).collect();
+    assert_eq!(named.len(), 1, "{problem:?} is not named once:\n{said}");
+    named[0].to_owned()
 }
 
 /// What becomes of garbage in a key.
@@ -243,11 +256,18 @@ fn log(node: &Node) -> String {
     std::fs::read_to_string(node.log_file()).unwrap_or_default()
 }
 
-fn fingerprint(data_dir: &Path) -> Vec<(String, Vec<u8>)> {
-    ["global/pg_control", "PG_VERSION", "postgresql.conf"]
-        .into_iter()
-        .map(|name| (name.to_owned(), std::fs::read(data_dir.join(name)).unwrap()))
-        .collect()
+/// Returns what is in a directory, with lengths and the moments of the last change.
+fn files(dir: &Path) -> BTreeSet<(PathBuf, u64, SystemTime)> {
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let is = path.symlink_metadata().unwrap();
+        if is.is_dir() {
+            found.extend(files(&path));
+        }
+        found.insert((path, is.len(), is.modified().unwrap()));
+    }
+    found
 }
 
 async fn until(done: impl Fn() -> bool) {

@@ -245,9 +245,7 @@ impl Scene<'_> {
             let wrong = wrong_end(gone_ms, self.fault_ms, due_ms);
             run.violations.extend(wrong.map(str::to_owned));
         }
-        if self.fault.agent_is_out() {
-            run.fence_ms = gone_ms.map_or(0, |gone| gone.saturating_sub(hard_ms));
-        }
+        self.judge_fence(&mut run, hard_ms, gone_ms);
         if run.commits_too_late > 0 {
             run.violations.push(format!(
                 "{} commits at or after the end of permission",
@@ -283,6 +281,18 @@ impl Scene<'_> {
             .map(|seen| seen.until_ms)
             .chain([at_fault.until_ms])
             .max()
+    }
+
+    /// How long a fence took is known by how the guard ends what nothing else does.
+    fn judge_fence(&self, run: &mut Run, hard_ms: u64, gone_ms: Option<u64>) {
+        if self.fault.agent_is_out() {
+            run.fence_ms = gone_ms.map_or(0, |gone| gone.saturating_sub(hard_ms));
+        }
+        if self.fault.takes_a_fence() && gone_ms.is_some_and(|gone| gone < hard_ms) {
+            run.violations.push(
+                "the old server was gone before its hard deadline: none fenced it".to_owned(),
+            );
+        }
     }
 
     /// An agent that is back within the lease takes the running server over, and no write fails.

@@ -264,6 +264,10 @@ const PROGRAMS: [&str; 7] = [
 const OLDEST: u32 = 13;
 
 #[cfg(test)]
+#[path = "../../../../spilo-dcs/tests/ports/ports.rs"]
+mod ports;
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
@@ -302,11 +306,7 @@ mod tests {
     }
 
     fn free_port() -> u16 {
-        TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port()
+        ports::free_ports(1)[0]
     }
 
     #[test]
