@@ -223,24 +223,6 @@ impl Fault {
             | Self::PostmasterFrozenGuardKilled => false,
         }
     }
-
-    /// Reports whether the server outlives every order to stop, and ends when it is killed at the
-    /// hard deadline.
-    fn takes_a_fence(self) -> bool {
-        match self {
-            Self::PostmasterFrozenAtDeadline | Self::DeafBackend => true,
-            Self::AgentBack
-            | Self::AgentKilled
-            | Self::AgentFrozen
-            | Self::AgentThawed
-            | Self::GuardKilled
-            | Self::GuardFrozen
-            | Self::AgentAndGuardKilled
-            | Self::PostmasterKilled
-            | Self::PostmasterFrozenGuardKilled
-            | Self::BusyBackends => false,
-        }
-    }
 }
 
 impl Report {
