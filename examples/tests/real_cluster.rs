@@ -131,7 +131,9 @@ async fn real_f7_a_node_frozen_past_its_lease_never_writes_again_and_rejoins() {
     let log = ClusterLog::start(&cluster, "wal");
     let writers = Writers::start(&cluster, old).await.unwrap();
     // Some rows have to be older than those that may be on their way.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let first = writers.wait_ack(boot_ms(), LIMIT, |_| true).await.unwrap();
+    let older = first + ON_THEIR_WAY_MS + 500;
+    writers.wait_ack(older, LIMIT, |_| true).await.unwrap();
     // The whole node, its guard included: this is what a paused machine looks like.
     let frozen: Vec<i32> = [old.agent_pid(), old.guard_pid()]
         .into_iter()

@@ -213,12 +213,12 @@ fn holding(view: &View<'_>) -> Option<WriteRequest> {
 }
 
 fn announce(view: &View<'_>, awake: bool) -> Option<WriteRequest> {
-    let record = record(view);
-    let written = &view.facts.written;
     // A node that may have to refuse its data directory has not been here.
     if view.facts.pg.is_none() && view.facts.lanes.observe_failed.is_none() {
         return None;
     }
+    let record = record(view);
+    let written = &view.facts.written;
     let due = match (written.member, &written.record) {
         (None, _) | (_, None) => true,
         (Some(at), Some(last)) => {

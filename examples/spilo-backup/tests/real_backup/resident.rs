@@ -132,7 +132,7 @@ async fn real_log_that_waited_is_archived_several_at_once() {
     let waiting = Waiting::create(&place, &version);
     waiting.write(30);
     assert!(waiting.server.left_to_archive().len() >= 30);
-    let beside = Beside::start(&place, &waiting.server.data(), &waiting.work_dir);
+    let mut beside = Beside::start(&place, &waiting.server.data(), &waiting.work_dir);
     let mut most = 0;
     waiting.archive(0, || {
         let status = beside.status().unwrap();
@@ -142,16 +142,9 @@ async fn real_log_that_waited_is_archived_several_at_once() {
     whole(&place);
     // The server counts later than it archives.
     let query = "SELECT last_archived_wal FROM pg_stat_archiver";
-    let begun = Instant::now();
-    loop {
-        let (counted, last) = (waiting.server.sql(query), beside.last_archived());
-        if counted == last {
-            break;
-        }
-        let waited = begun.elapsed();
-        assert!(waited < Duration::from_secs(10), "{counted}, not {last}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    beside.wait("the server counted the last file", |beside| {
+        beside.last_archived() == waiting.server.sql(query)
+    });
     beside.terminate();
 
     // Without one, the command does it.
