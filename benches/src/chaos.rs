@@ -4,13 +4,6 @@
 //! Two kinds of writers run on the primary: one paced by its client on every node, and loops inside
 //! the server whose clients are gone. Witnesses are the clients' acknowledgements, the servers' own
 //! write-ahead logs, and the list of processes.
-//!
-//! # What is not shown
-//!
-//! PostgreSQL offers no way, without a module written in C, to make a backend that ignores SIGTERM
-//! and goes on committing. The fault of that name therefore has two stand-ins, both deaf to
-//! SIGTERM: a backend stopped with SIGSTOP, and a backend that waits for a `COPY … FROM PROGRAM`
-//! whose program ignores SIGTERM itself.
 
 use std::fmt;
 use std::time::Duration;
@@ -55,7 +48,8 @@ pub enum Fault {
     PostmasterFrozenGuardKilled,
     /// The agent is killed while 300 backends commit in loops.
     BusyBackends,
-    /// The agent is killed while two backends are deaf to SIGTERM.
+    /// The agent is killed while one backend commits in a loop and ignores SIGTERM, and another is
+    /// stopped with SIGSTOP.
     DeafBackend,
 }
 
@@ -221,6 +215,24 @@ impl Fault {
             | Self::GuardFrozen
             | Self::PostmasterKilled
             | Self::PostmasterFrozenGuardKilled => false,
+        }
+    }
+
+    /// Reports whether the server outlives every order to stop, and ends when it is killed at the
+    /// hard deadline.
+    fn takes_a_fence(self) -> bool {
+        match self {
+            Self::PostmasterFrozenAtDeadline | Self::DeafBackend => true,
+            Self::AgentBack
+            | Self::AgentKilled
+            | Self::AgentFrozen
+            | Self::AgentThawed
+            | Self::GuardKilled
+            | Self::GuardFrozen
+            | Self::AgentAndGuardKilled
+            | Self::PostmasterKilled
+            | Self::PostmasterFrozenGuardKilled
+            | Self::BusyBackends => false,
         }
     }
 }

@@ -46,6 +46,7 @@ pub mod chaos;
 pub mod clock;
 pub mod cluster;
 pub mod consul;
+mod deaf;
 mod dns;
 pub mod etcd;
 mod exec;

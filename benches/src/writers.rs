@@ -203,12 +203,8 @@ pub async fn start_loops(node: &Node, count: usize, pause: Duration) -> Result<(
     node.query_texts(CREATE_LOOP_TABLE)
         .await
         .context("cannot create the loops' table")?;
-    let body = format!(
-        "DO $$ BEGIN LOOP INSERT INTO loop_writes VALUES ('{}'); COMMIT; \
-         PERFORM pg_sleep({}); END LOOP; END $$",
-        node.name(),
-        pause.as_secs_f64()
-    );
+    let running = loop_pids(node).await?.len();
+    let body = loop_body(node, pause);
     let mut connections = Vec::new();
     for _ in 0..count {
         let (client, connection) = node.door().open(LOOP_APPLICATION).await?;
@@ -216,6 +212,23 @@ pub async fn start_loops(node: &Node, count: usize, pause: Duration) -> Result<(
         connections.push(connection);
         tokio::spawn(async move { drop(client.batch_execute(&body).await) });
     }
+    let started = wait_for_loops(node, running + count).await;
+    connections.iter().for_each(tokio::task::JoinHandle::abort);
+    started
+}
+
+/// Returns the statement that is such a loop.
+pub(crate) fn loop_body(node: &Node, pause: Duration) -> String {
+    format!(
+        "DO $$ BEGIN LOOP INSERT INTO loop_writes VALUES ('{}'); COMMIT; \
+         PERFORM pg_sleep({}); END LOOP; END $$",
+        node.name(),
+        pause.as_secs_f64()
+    )
+}
+
+/// Waits until the server runs so many loops.
+pub(crate) async fn wait_for_loops(node: &Node, count: usize) -> Result<()> {
     let running = format!(
         "SELECT pid FROM pg_stat_activity WHERE application_name = '{LOOP_APPLICATION}' \
          AND query LIKE 'DO %' AND state = 'active'"
@@ -230,9 +243,7 @@ pub async fn start_loops(node: &Node, count: usize, pause: Duration) -> Result<(
             sleep(Duration::from_millis(50)).await;
         }
     });
-    let started = started.await;
-    connections.iter().for_each(tokio::task::JoinHandle::abort);
-    started.context("the server does not run the loops")
+    started.await.context("the server does not run the loops")
 }
 
 /// Ends the loops of [`start_loops`] on a server that is still up.
@@ -355,7 +366,7 @@ impl Writer {
 
 const PACE: Duration = Duration::from_millis(10);
 const STATEMENT_LIMIT: Duration = Duration::from_secs(2);
-const LOOP_APPLICATION: &str = "spilo-loop";
+pub(crate) const LOOP_APPLICATION: &str = "spilo-loop";
 const CREATE_TABLE: &str = "CREATE TABLE IF NOT EXISTS writes \
     (node text, seq bigint, at timestamptz DEFAULT clock_timestamp())";
 const CREATE_LOOP_TABLE: &str = "CREATE TABLE IF NOT EXISTS loop_writes \

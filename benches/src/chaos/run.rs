@@ -1,5 +1,6 @@
 //! One run of one fault of the guard.
 
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,6 +12,7 @@ use crate::analysis::{failed_writes, longest_gap_ms, lost};
 use crate::chance::Chance;
 use crate::clock::{ClockPair, boot_ms};
 use crate::cluster::{Cluster, Kind};
+use crate::deaf::start_deaf_loop;
 use crate::failover::wait_back;
 use crate::node::Node;
 use crate::procs;
@@ -47,7 +49,7 @@ pub(super) async fn once(
     let timeline = timeline(old).await?;
     let writers = Writers::start_paced(cluster, old, ON_STANDBYS).await?;
     let leases = LeaseWatch::start(cluster);
-    prepare(fault, old).await?;
+    prepare(fault, old, cluster.dir()).await?;
     let server = ServerWatch::start(old);
     let copies = cluster
         .dir()
@@ -288,6 +290,13 @@ impl Scene<'_> {
         if self.fault.agent_is_out() {
             run.fence_ms = gone_ms.map_or(0, |gone| gone.saturating_sub(hard_ms));
         }
+        // A guard is not told of a deadline that is better by less than a hundredth of the ttl.
+        let untold_ms = 10 * self.ttl;
+        if self.fault.takes_a_fence() && gone_ms.is_some_and(|gone| gone + untold_ms < hard_ms) {
+            run.violations.push(
+                "the old server was gone before its hard deadline: none fenced it".to_owned(),
+            );
+        }
     }
 
     /// An agent that is back within the lease takes the running server over, and no write fails.
@@ -326,7 +335,7 @@ fn wrong_end(gone_ms: Option<u64>, fault_ms: u64, due_ms: u64) -> Option<&'stati
 }
 
 /// Starts what the fault needs inside the server.
-async fn prepare(fault: Fault, old: &Node) -> Result<()> {
+async fn prepare(fault: Fault, old: &Node, dir: &Path) -> Result<()> {
     let (loops, pause) = match fault {
         Fault::BusyBackends => (300, Duration::from_millis(100)),
         _ => (1, Duration::from_millis(5)),
@@ -340,18 +349,7 @@ async fn prepare(fault: Fault, old: &Node) -> Result<()> {
             .max()
             .context("there is no loop to freeze")?;
         procs::signal(frozen, Signal::SIGSTOP);
-        let (client, connection) = old.door().open("spilo-deaf").await?;
-        old.query_texts("CREATE TABLE IF NOT EXISTS deaf (line text)")
-            .await?;
-        tokio::spawn(async move {
-            drop(
-                client
-                    .batch_execute("COPY deaf FROM PROGRAM 'trap \"\" TERM; sleep 600'")
-                    .await,
-            );
-            connection.abort();
-        });
-        sleep(Duration::from_millis(300)).await;
+        start_deaf_loop(old, dir, Duration::from_millis(5)).await?;
     }
     Ok(())
 }

@@ -508,10 +508,10 @@ fn is_due(age: Duration, other: Duration, every: Duration) -> bool {
 }
 
 /// Returns how often a follower asks a leader that seems well. The lock of one that died ends
-/// three quarters of a ttl later at the earliest; the silence must show a while before that, and
-/// takes a second to be one.
+/// three quarters of a ttl later at the earliest; the silence takes a second to be one, and the
+/// others' positions are asked for in the second after that.
 fn leader_asked_every(ttl: Duration) -> Duration {
-    renew_every(ttl).max((ttl / 2).saturating_sub(Duration::from_secs(1)))
+    renew_every(ttl).max((ttl * 3 / 4).saturating_sub(Duration::from_secs(2)))
 }
 
 /// Returns the ticket of a request, for tests of lanes.
