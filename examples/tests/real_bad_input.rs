@@ -67,6 +67,39 @@ async fn real_garbage_in_any_key_is_named_and_the_primary_stays() {
     assert_eq!(now.name(), primary.name());
 }
 
+/// A setting that the API refuses may get into the store in another way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_setting_that_is_not_built_is_named_by_every_node_and_the_primary_stays() {
+    let cluster = Cluster::builder().nodes(2).ttl(10).start().await.unwrap();
+    let primary = cluster.wait_streaming(1, LIMIT).await.unwrap();
+    let key = format!("/service/{}/config", cluster.scope());
+    let text = cluster.etcd().get(&key).await.unwrap().unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["synchronous_mode"] = json!(true);
+    cluster.etcd().put(&key, &config.to_string()).await.unwrap();
+    let said = "WARNING: the cluster's configuration has synchronous_mode, which this version does not";
+    let limit = Instant::now() + LIMIT;
+    while !cluster.nodes().iter().all(|node| log(node).contains(said)) {
+        assert!(Instant::now() < limit, "{}", log(primary));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for node in cluster.nodes() {
+        let status = node.rest().get("/patroni", LIMIT).await.unwrap().json();
+        assert_eq!(status["spilo"]["unsupported"], json!(["synchronous_mode"]));
+    }
+    wait_writable(primary, "the primary was ended").await;
+    cluster.etcd().put(&key, &text).await.unwrap();
+    let limit = Instant::now() + LIMIT;
+    loop {
+        let status = primary.rest().get("/patroni", LIMIT).await.unwrap().json();
+        if status["spilo"]["unsupported"] == json!([]) {
+            return;
+        }
+        assert!(Instant::now() < limit, "{status}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 /// Waits until a server takes writes: a busy one leaves a look unanswered now and then.
 async fn wait_writable(node: &Node, problem: &str) {
     let limit = Instant::now() + LIMIT;

@@ -1,24 +1,27 @@
 //! HTTP for a spilo node: the server that load balancers, operators and other members talk to,
 //! and the client that asks other members.
 //!
-//! The interface is Patroni's, so that HAProxy and ELB checks, `patronictl` and dashboards work
-//! unchanged; where Patroni answers from the lock alone, this server answers from what the node
+//! The interface is Patroni's as far as it goes, so that HAProxy and ELB checks, dashboards, and
+//! `patronictl list`, `switchover` and `edit-config` work unchanged; other requests of Patroni's
+//! answer 501. Where Patroni answers from the lock alone, this server answers from what the node
 //! may do *and* does now. [`Api`] makes an [`axum::Router`] to mount anywhere; [`serve`] runs it
 //! with the bounds that an open port needs. [`HttpPeers`] implements [`spilo_core::Peers`].
 //!
 //! | request | answer |
 //! |---|---|
-//! | `GET`, `HEAD`, `OPTIONS` on `/`, `/primary`, `/replica`, `/leader`, `/read-only`, `/health`, … | 200 or 503, with the status document |
+//! | `GET`, `HEAD`, `OPTIONS` on `/`, `/primary`, `/replica`, `/leader`, `/read-only`, `/health`, … | 200 or 503; with `GET`, the status document |
 //! | `GET /liveness`, `/readiness` | 200 or 503 |
 //! | `GET /patroni` | the status document, always 200 |
-//! | `GET /cluster`, `/history`, `/config`, `/failsafe` | documents of the cluster |
+//! | `GET /metrics` | the same in numbers, in the format of Prometheus |
+//! | `GET /cluster`, `/history`, `/config`, `/failsafe` | documents of the cluster; 502 where there is none, 503 where none has been seen |
 //! | `PATCH`, `PUT /config` | changes the dynamic configuration |
 //! | `POST /switchover` | moves the primary, and answers when it has moved |
 //! | `POST /failsafe` | the consent of this node to a primary without the store |
 //! | `POST /detach` | leaves PostgreSQL to the guard and ends the agent |
 //!
-//! A document that comes from what the agent saw last, because the store did not answer within a
-//! second, carries its age in the header `spilo-age-ms`.
+//! `/cluster`, `/history` and `/config` are read from the store. Where that fails or takes longer
+//! than a second, they are what the agent saw last, with its age in the header `spilo-age-ms`;
+//! `/failsafe` always is that, without the header.
 //!
 //! # Examples
 //! ```

@@ -218,6 +218,7 @@ impl Report {
             "waits_ms": millis(status.waits_until.since(self.now)),
             "barred": status.barred,
             "off_branch": status.off_branch,
+            "unsupported": status.config.unsupported,
             "lease": lease,
             "fence": status.fence,
             "weaknesses": status.weaknesses,

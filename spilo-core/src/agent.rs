@@ -65,6 +65,7 @@ pub struct Agent {
     revision: watch::Sender<Revision>,
     hints: mpsc::Sender<Request>,
     malformed: Vec<Malformed>,
+    unsupported: Vec<String>,
     wake_at: NodeTime,
     tasks: JoinSet<Event>,
     operation: Option<(OpId, oneshot::Sender<()>)>,
@@ -96,6 +97,7 @@ impl Agent {
             revision: watch::channel(Revision::default()).0,
             hints: sender,
             malformed: Vec::new(),
+            unsupported: Vec::new(),
             wake_at: NodeTime::default(),
             tasks: JoinSet::new(),
             operation: None,
@@ -196,6 +198,7 @@ impl Agent {
         } else {
             tracing::trace!(rule = decision.rule.as_str(), "{}", decision.why);
         }
+        self.warn_of_unsupported();
         let status = Arc::new(self.machine.status());
         self.status.send_if_modified(|last| {
             let news = status.is_news_after(last);
@@ -216,6 +219,24 @@ impl Agent {
                     );
                 }
             }
+        }
+    }
+
+    /// Says once what the cluster's configuration asks for and does not get. Only taking the lock
+    /// depends on it, so that a node that leads would never name it.
+    fn warn_of_unsupported(&mut self) {
+        let unsupported = &self.machine.facts().config.unsupported;
+        if self.unsupported == *unsupported {
+            return;
+        }
+        self.unsupported.clone_from(unsupported);
+        if !unsupported.is_empty() {
+            tracing::warn!(
+                "the cluster's configuration has {}, which this version does not honour: no node \
+                 takes the lock with it, and one that leads goes on without; remove it from the \
+                 configuration",
+                unsupported.join(", ")
+            );
         }
     }
 

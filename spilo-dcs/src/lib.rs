@@ -10,7 +10,7 @@
 //! - `zookeeper` (feature `zookeeper`): ZooKeeper 3.6 and later, with the nodes of Patroni's
 //!   `zookeeper`.
 //!
-//! Feature `discovery` lists and follows all clusters of a namespace.
+//! Feature `discovery` lists and follows all clusters of a namespace in etcd.
 //!
 //! Feature `srv` finds the endpoints of etcd in DNS.
 //!

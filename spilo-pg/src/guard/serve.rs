@@ -513,6 +513,9 @@ fn take_signals() -> nix::Result<SignalFd> {
         Signal::SIGTERM,
         Signal::SIGINT,
         Signal::SIGHUP,
+        // The agent's own, which reach its guard where somebody signals both by their name.
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
     ] {
         set.add(signal);
     }

@@ -59,6 +59,18 @@ async fn renewed_deadline_keeps_the_server_writing() {
 }
 
 #[tokio::test]
+async fn signals_meant_for_the_agent_leave_guard_and_server_alone() {
+    let (node, deadline) = Node::primary(secs(20.0), secs(21.0)).await;
+    let sql = node.sql().await;
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGHUP] {
+        kill(node.guard(), signal).unwrap();
+    }
+    let status = node.client().status().await.expect("the guard lives");
+    assert_eq!(status.deadline, Some(deadline));
+    sql.batch_execute("INSERT INTO t VALUES (1)").await.unwrap();
+}
+
+#[tokio::test]
 async fn launch_that_is_not_safe_is_refused() {
     let node = Node::new().await;
     let launch = |role| node.client().launch(node.launch(role));
