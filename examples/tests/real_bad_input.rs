@@ -77,7 +77,8 @@ async fn real_setting_that_is_not_built_is_named_by_every_node_and_the_primary_s
     let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
     config["synchronous_mode"] = json!(true);
     cluster.etcd().put(&key, &config.to_string()).await.unwrap();
-    let said = "WARNING: the cluster's configuration has synchronous_mode, which this version does not";
+    let said =
+        "WARNING: the cluster's configuration has synchronous_mode, which this version does not";
     let limit = Instant::now() + LIMIT;
     while !cluster.nodes().iter().all(|node| log(node).contains(said)) {
         assert!(Instant::now() < limit, "{}", log(primary));
