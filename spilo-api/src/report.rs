@@ -219,6 +219,7 @@ impl Report {
             "barred": status.barred,
             "off_branch": status.off_branch,
             "unsupported": status.config.unsupported,
+            "adjusted": status.config.adjusted,
             "lease": lease,
             "fence": status.fence,
             "weaknesses": status.weaknesses,

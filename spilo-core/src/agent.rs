@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tracing::Instrument as _;
 
 use crate::cluster::Malformed;
+use crate::config::DynamicConfig;
 use crate::dcs::Dcs;
 use crate::decide::Rule;
 use crate::guard::Guard;
@@ -65,7 +66,7 @@ pub struct Agent {
     revision: watch::Sender<Revision>,
     hints: mpsc::Sender<Request>,
     malformed: Vec<Malformed>,
-    unsupported: Vec<String>,
+    config: Option<Arc<DynamicConfig>>,
     wake_at: NodeTime,
     tasks: JoinSet<Event>,
     operation: Option<(OpId, oneshot::Sender<()>)>,
@@ -97,7 +98,7 @@ impl Agent {
             revision: watch::channel(Revision::default()).0,
             hints: sender,
             malformed: Vec::new(),
-            unsupported: Vec::new(),
+            config: None,
             wake_at: NodeTime::default(),
             tasks: JoinSet::new(),
             operation: None,
@@ -198,7 +199,7 @@ impl Agent {
         } else {
             tracing::trace!(rule = decision.rule.as_str(), "{}", decision.why);
         }
-        self.warn_of_unsupported();
+        self.warn_of_config();
         let status = Arc::new(self.machine.status());
         self.status.send_if_modified(|last| {
             let news = status.is_news_after(last);
@@ -223,20 +224,29 @@ impl Agent {
     }
 
     /// Says once what the cluster's configuration asks for and does not get. Only taking the lock
-    /// depends on it, so that a node that leads would never name it.
-    fn warn_of_unsupported(&mut self) {
-        let unsupported = &self.machine.facts().config.unsupported;
-        if self.unsupported == *unsupported {
+    /// depends on what is not built, so that a node that leads would never name it.
+    fn warn_of_config(&mut self) {
+        let config = &self.machine.facts().config;
+        let last = self.config.replace(Arc::clone(config));
+        if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, config)) {
             return;
         }
-        self.unsupported.clone_from(unsupported);
-        if !unsupported.is_empty() {
-            tracing::warn!(
-                "the cluster's configuration has {}, which this version does not honour: no node \
-                 takes the lock with it, and one that leads goes on without; remove it from the \
-                 configuration",
-                unsupported.join(", ")
-            );
+        let said = |text: &String, of: fn(&DynamicConfig) -> &[String]| {
+            last.as_ref().is_some_and(|last| of(last).contains(text))
+        };
+        for name in &config.unsupported {
+            if !said(name, |config| &config.unsupported) {
+                tracing::warn!(
+                    "the cluster's configuration has {name}, which this version does not honour: \
+                     no node takes the lock with it, and one that leads goes on without; remove it \
+                     from the configuration"
+                );
+            }
+        }
+        for text in &config.adjusted {
+            if !said(text, |config| &config.adjusted) {
+                tracing::warn!("the cluster's configuration: {text}");
+            }
         }
     }
 

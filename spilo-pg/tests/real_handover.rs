@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use spilo_core::ids::MemberName;
 use spilo_core::pg::{ControlState, PgErrorKind, PgOp, Postgres as _, Running};
 
@@ -77,6 +78,31 @@ async fn a_stuck_receiver_does_not_hold_a_hand_over() {
     );
     let end = a.postgres.observe().await.unwrap().position().unwrap();
     assert_eq!(b.running().await.position(), end);
+}
+
+/// A stopped server archives what there is, however long that takes.
+#[tokio::test]
+async fn a_hand_over_does_not_wait_for_an_archive_that_hangs() {
+    let dir = sandbox();
+    let version = version();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::new(&version, dir.path(), "pg-b").await;
+    let archiving = json!({"archive_mode": "on", "archive_command": "sleep 300"});
+    a.bootstrap_with(archiving, &["pg-b"]).await;
+    b.join(&a).await;
+    a.sql("SELECT pg_switch_wal()").await;
+    let begun = Instant::now();
+    a.run(PgOp::HandOver {
+        candidate: Some(b.name()),
+    })
+    .await;
+    let spent = begun.elapsed();
+    assert!(spent < Duration::from_secs(20), "{spent:?}");
+    assert_eq!(a.control().await.state, ControlState::ShutDown);
+    assert_eq!(a.processes(), [0; 0]);
+    let end = a.postgres.observe().await.unwrap().position().unwrap();
+    b.until("it has everything", |status| status.position() == Some(end))
+        .await;
 }
 
 #[tokio::test]

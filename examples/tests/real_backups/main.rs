@@ -250,7 +250,8 @@ async fn real_recovery_that_does_not_reach_its_target_makes_no_cluster() {
         .unwrap();
     let node = &copy.nodes()[0];
     let problem = "recovery ended before configured recovery target was reached";
-    until(async || log(node).contains(problem)).await;
+    let remedy = "name one that ended before the target";
+    until(async || log(node).contains(problem) && log(node).contains(remedy)).await;
     assert!(!node.takes_writes().await);
     let key = "/service/copy/initialize";
     let made = copy.etcd().get(key).await.unwrap();

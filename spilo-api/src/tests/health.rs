@@ -291,7 +291,7 @@ async fn the_status_of_a_primary_reads_as_patronis() {
         env!("CARGO_PKG_VERSION"),
         r#"", "rule": "KeepLock", "reason": "all is well", "write": true, "#,
         r#""cannot_write": false, "waits_ms": 0, "barred": false, "off_branch": false, "#,
-        r#""unsupported": [], "lease": {"epoch": 7, "until_ms": 1005000, "left_ms": 5000, "by": "lease"}, "#,
+        r#""unsupported": [], "adjusted": [], "lease": {"epoch": 7, "until_ms": 1005000, "left_ms": 5000, "by": "lease"}, "#,
         r#""fence": "guard", "weaknesses": [], "worst_fence_ms": 12, "stepped_ms_ago": 0, "#,
         r#""postgres_seen_ms_ago": 0, "dcs_seen_ms_ago": 0}}"#,
     );

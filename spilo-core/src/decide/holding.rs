@@ -71,9 +71,14 @@ pub(super) fn configure(view: &View<'_>) -> Option<Decision> {
 ///
 /// Followers cannot stream before their slots exist, so this comes first after a promotion.
 fn slots(view: &View<'_>, running: &Running, wanted: BTreeSet<SlotName>) -> Option<Decision> {
-    if !view.config().use_slots || view.backing_off(PgOpKind::Slots).is_some() {
+    if view.backing_off(PgOpKind::Slots).is_some() {
         return None;
     }
+    let wanted = match view.config().use_slots {
+        true => wanted,
+        // Nobody asks for them any more, and each would keep the log for ever.
+        false => strangers(view, running),
+    };
     let have: BTreeSet<SlotName> = running.slots.iter().map(|(name, _)| name.clone()).collect();
     let missing: Vec<_> = wanted.difference(&have).map(SlotName::as_str).collect();
     let spare: Vec<_> = have

@@ -492,4 +492,4 @@ const ANSWER_LASTS: Duration = Duration::from_secs(3);
 
 /// Finding out that a peer does not answer takes as long as a question may take; it is not waited
 /// for twice.
-const SILENCE_LASTS: Duration = Duration::from_secs(6);
+pub(super) const SILENCE_LASTS: Duration = Duration::from_secs(6);

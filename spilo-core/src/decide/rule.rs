@@ -104,7 +104,7 @@ rules! {
     SwitchoverRefused,
     /// Candidates of a switchover are asked.
     SwitchoverAsk,
-    /// No candidate may take the lock yet: the primary serves until one may.
+    /// No candidate may take the lock yet, or the store fails: the primary serves until one may.
     SwitchoverWait,
     /// The primary hands over.
     Switchover,

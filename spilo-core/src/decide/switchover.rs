@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use super::race::SILENCE_LASTS;
 use super::{Action, Decision, Rule, View};
 use crate::dcs::Expect;
 use crate::ids::MemberName;
 use crate::mutant::{Mutant, planted};
 use crate::pg::PgOp;
+use crate::status::PermittedBy;
 
 pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
     let asked = view.cluster()?.failover.as_ref()?;
@@ -33,6 +35,14 @@ pub(super) fn decide(view: &View<'_>) -> Option<Decision> {
         return refuse(format!(
             "it is scheduled for {when}, and schedules are not supported"
         ));
+    }
+    // Without the store nobody could take the lock, and the server would be down for nothing.
+    let by_consent = view
+        .leadership()
+        .is_some_and(|l| l.by == PermittedBy::Consent);
+    if view.facts.store_failing.is_some() || by_consent {
+        let why = "the store does not answer";
+        return Some(Decision::wait(Rule::SwitchoverWait, why));
     }
     match not_yet(view, asked.candidate.as_deref()) {
         Ok(None) => {}
@@ -65,8 +75,11 @@ fn not_yet(view: &View<'_>, named: Option<&str>) -> Result<Option<Decision>, Str
     let longest = view.config().ttl * 2;
     let fresh = |name: &MemberName| {
         view.facts.peers.get(name).filter(|seen| {
-            let waits = seen.value.as_ref().map(|peer| peer.waits.min(longest));
-            view.now().since(seen.at) < ANSWER_LASTS.max(waits.unwrap_or_default())
+            let lasts = match &seen.value {
+                Some(peer) => ANSWER_LASTS.max(peer.waits.min(longest)),
+                None => SILENCE_LASTS,
+            };
+            view.now().since(seen.at) < lasts
         })
     };
     if let Some(waiting) = candidates.iter().find(|name| fresh(name).is_none()) {

@@ -92,21 +92,14 @@ impl Machine {
                 LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..),
                 Ok(LeaseAnswer::Held(lease)),
             ) => {
+                facts.ungranted = None;
                 self.lock_is_ours(lease, counted_from);
             }
             (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..), Ok(LeaseAnswer::Done)) => {
                 facts.unsettled = true;
             }
-            (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..), Err(failure)) => {
-                facts.lanes.read_wanted = true;
-                match failure.kind {
-                    DcsErrorKind::Indeterminate => {
-                        facts.unsettled = !planted(Mutant::IndeterminateIsRefusal);
-                    }
-                    DcsErrorKind::Unavailable | DcsErrorKind::Conflict | DcsErrorKind::Refused => {
-                        facts.succeeding = None;
-                    }
-                }
+            (what @ (LeaseRequest::Acquire(_) | LeaseRequest::Succeed(..)), Err(failure)) => {
+                facts.not_granted(what, failure.kind);
             }
             (LeaseRequest::Settle, Ok(_)) => {
                 facts.unsettled = false;
@@ -259,6 +252,18 @@ impl Machine {
             // nobody else.
             let members = electorate(&self.identity.name, &cluster);
             self.facts.electorate.extend(members);
+        }
+        if self.facts.cluster.is_none() {
+            // What earlier leaders kept, this agent may have to keep and to drop.
+            let retained = cluster.status.iter().flat_map(|s| &s.retain_slots);
+            // The name of a slot is that of the slot of a member of that name.
+            let slots = retained.filter_map(|text| {
+                let slot = MemberName::new(text.as_str()).ok()?.slot();
+                (slot.as_str() == text).then_some(slot)
+            });
+            for slot in slots {
+                self.facts.slot_seen.insert(slot, self.facts.now);
+            }
         }
         for member in cluster.members.keys() {
             self.facts.slot_seen.insert(member.slot(), self.facts.now);

@@ -18,7 +18,7 @@ impl Machine {
     pub(super) fn consent(&mut self, commands: &mut Vec<Command>) {
         let facts = &self.facts;
         let view = self.view();
-        let ttl = facts.config.ttl;
+        let ttl = facts.ttl_in_force();
         let permitted_at = facts.consent.as_ref().map(|c| c.asked);
         let wanted = facts.config.failsafe_mode
             && facts.lanes.consent.is_none()

@@ -216,8 +216,17 @@ impl Machine {
         }
         // The time to live is fixed when a lease is granted: another one takes a fresh lease.
         // While a bootstrap is claimed under the lease, the claim would go with it.
+        // One that is not granted leaves the old one to be renewed.
         let changed = held.lease.ttl != facts.config.ttl && facts.config_known();
-        if changed && self.is_initialized() && facts.ago(facts.lanes.lease_failed) >= RETRY {
+        let granted = facts.ungranted.as_ref().is_none_or(|ungranted| {
+            let other = ungranted.ttl != facts.config.ttl;
+            other || (!ungranted.refused && held.renewed > ungranted.at)
+        });
+        if changed
+            && granted
+            && self.is_initialized()
+            && facts.ago(facts.lanes.lease_failed) >= RETRY
+        {
             let request = LeaseRequest::Succeed(held.lease.secret.clone(), facts.config.ttl);
             return self.send_lease(request, commands);
         }

@@ -13,7 +13,7 @@ use super::listed::Listed;
 use super::{Failure, LeaseRequest, ReadRequest, Ticket, WriteRequest};
 use crate::cluster::{Cluster, MemberRecord};
 use crate::config::DynamicConfig;
-use crate::dcs::{Key, Lease};
+use crate::dcs::{DcsErrorKind, Key, Lease};
 use crate::guard::{Deadline, GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{Epoch, MemberName, OpId, Revision, SlotName, SystemId};
@@ -130,6 +130,8 @@ pub struct Facts {
     pub slot_seen: BTreeMap<SlotName, NodeTime>,
     /// When slots were last created and dropped.
     pub slots_at: Option<NodeTime>,
+    /// The time to live that a fresh lease was to have, and when it was not granted.
+    pub ungranted: Option<Ungranted>,
     /// Which request the latest hand-over was begun for.
     pub handing_over: Option<Revision>,
     /// A switchover that was given up, with why, so that it is not tried again.
@@ -287,6 +289,17 @@ pub struct OpFailure {
     pub text: String,
 }
 
+/// A fresh lease that the store did not grant to the holder of an old one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ungranted {
+    /// The time to live that it was to have.
+    pub ttl: Duration,
+    /// When that was known.
+    pub at: NodeTime,
+    /// Whether the store refuses that time to live: it is not tried again.
+    pub refused: bool,
+}
+
 /// A server that was stopped for a successor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HandedOver {
@@ -420,6 +433,7 @@ impl Facts {
             electorate: BTreeMap::new(),
             slot_seen: BTreeMap::new(),
             slots_at: None,
+            ungranted: None,
             handing_over: None,
             refused_failover: None,
             shutdown: false,
@@ -429,6 +443,33 @@ impl Facts {
             written: Written::default(),
             system_id: None,
         }
+    }
+
+    /// Notes that a request for a lease failed.
+    pub(super) fn not_granted(&mut self, what: &LeaseRequest, kind: DcsErrorKind) {
+        self.lanes.read_wanted = true;
+        if let LeaseRequest::Succeed(_, ttl) = what {
+            self.ungranted = Some(Ungranted {
+                ttl: *ttl,
+                at: self.now,
+                refused: kind == DcsErrorKind::Refused,
+            });
+        }
+        match kind {
+            DcsErrorKind::Indeterminate => {
+                self.unsettled = !planted(Mutant::IndeterminateIsRefusal);
+            }
+            DcsErrorKind::Unavailable | DcsErrorKind::Conflict | DcsErrorKind::Refused => {
+                self.succeeding = None;
+            }
+        }
+    }
+
+    /// Returns the time to live by which this node has to be quick: a configuration with a longer
+    /// one does not prolong a lease that was granted before it.
+    pub(super) fn ttl_in_force(&self) -> Duration {
+        let held = self.holding.as_ref().map(|held| held.lease.ttl);
+        held.map_or(self.config.ttl, |ttl| ttl.min(self.config.ttl))
     }
 
     /// Returns the next ticket.

@@ -19,7 +19,7 @@ pub struct Limits {
 impl Limits {
     /// Returns the limits under the configuration that `facts` have.
     pub fn of(facts: &Facts) -> Self {
-        let ttl = facts.config.ttl;
+        let ttl = facts.ttl_in_force();
         Self {
             lease: (ttl / 4).max(Duration::from_millis(500)),
             request: facts.config.retry_timeout.min(ttl / 2),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use spilo_core::MemberName;
-use spilo_core::pg::{ControlState, PgError, PgErrorKind, Progress};
+use spilo_core::pg::{ControlState, PgError, PgErrorKind, Postgres as _, Progress};
 use spilo_core::wal::Lsn;
 use tokio::time::{Instant, sleep};
 
@@ -40,6 +40,8 @@ struct Dispensable {
     recorded: Option<Instant>,
     /// When they were last told to end.
     told: Option<Instant>,
+    /// When the archiving that outlasts them was last told to end.
+    archiving_told: Option<Instant>,
 }
 
 impl LocalPostgres {
@@ -66,8 +68,11 @@ impl LocalPostgres {
         self.signal_stop().await?;
         let streams = Arc::new(Mutex::new(self.dispensable(&streamers, candidate)));
         let since = Instant::now();
-        self.wait_for_end(|| self.release(since, Arc::clone(&streams)))
-            .await?;
+        self.wait_for_end(|| async {
+            self.release(since, Arc::clone(&streams)).await;
+            self.end_archiving(&streams).await;
+        })
+        .await?;
         let control = self.blocking(action, |options| Ok(disk::read_control(options)));
         match control.await? {
             Ok(control) if control.state == ControlState::ShutDown => Ok(()),
@@ -215,6 +220,60 @@ impl LocalPostgres {
     }
 }
 
+impl LocalPostgres {
+    /// Ends the archiving that a stopped server goes on with, a file at a time and for as long as
+    /// each takes: nothing is written any more, and nobody may lead before the server is gone. What
+    /// is left is archived when the server runs again, or by the standbys.
+    async fn end_archiving(&self, streams: &Mutex<Dispensable>) {
+        let (stopped, streamers) = {
+            let mut streams = streams.lock().unwrap_or_else(PoisonError::into_inner);
+            if streams
+                .archiving_told
+                .is_some_and(|at| at.elapsed() < TOLD_AGAIN)
+            {
+                return;
+            }
+            streams.archiving_told = Some(Instant::now());
+            let all = streams.others.iter().chain(&streams.laggards);
+            let all: BTreeSet<i32> = all.chain(&streams.level).copied().collect();
+            (streams.recorded, all)
+        };
+        let Some(stopped) = stopped else { return };
+        let Ok(alive) = self.eye.processes().await else {
+            return;
+        };
+        let alive = alive.iter().filter_map(|pid| i32::try_from(*pid).ok());
+        let alive: Vec<i32> = alive.collect();
+        if alive.is_empty() || alive.iter().any(|pid| streamers.contains(pid)) {
+            return;
+        }
+        if stopped.elapsed() >= ARCHIVE_LIMIT {
+            let waited = stopped.elapsed();
+            tracing::warn!(
+                ?waited,
+                "the stopped server still archives and is ended: what it leaves is archived later"
+            );
+            if let Err(error) = self.fence().await {
+                tracing::warn!(%error, "it is not ended");
+            }
+            return;
+        }
+        for pid in alive.into_iter().filter(|pid| is_archiver(*pid)) {
+            if let Some(target) = Pid::from_raw(pid) {
+                // It begins with no other file; one that has ended by itself is what was wanted.
+                let _gone = kill_process(target, Signal::TERM);
+            }
+        }
+    }
+}
+
+/// Reports whether a process is PostgreSQL's archiver, by the title that it gives itself.
+fn is_archiver(pid: i32) -> bool {
+    let title = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let title = String::from_utf8_lossy(&title);
+    title.starts_with("postgres: ") && title.contains("archiver")
+}
+
 async fn read(session: &Session) -> Result<(Lsn, Vec<Streamer>), String> {
     let rows = session
         .rows(STREAMS, ANSWER)
@@ -253,6 +312,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 const RECORD_LIMIT: Duration = Duration::from_secs(1);
 /// How long the candidate may take for it: it was level a moment before, and nobody else may lead.
 const CANDIDATE_LIMIT: Duration = Duration::from_secs(3);
+/// How long after the shutdown record, and after the last stream, a file that is being archived may
+/// take.
+const ARCHIVE_LIMIT: Duration = Duration::from_secs(5);
 /// A process that is told to end says goodbye first, and waits for a receiver that is stuck until it
 /// is told once more.
 const TOLD_AGAIN: Duration = Duration::from_millis(100);

@@ -60,7 +60,8 @@ impl LocalPostgres {
         self.order_launch(guard, &settings, Role::Primary, &log)
             .await?;
         progress.say(&format!("recovering to {}", recovery.target));
-        self.wait_for_recovery(action, guard, &log, progress)
+        let remedy = remedy(recovery);
+        self.wait_for_recovery(action, guard, &log, progress, remedy)
             .await?;
         Box::pin(self.write_files(&Wiring::Primary, Some(&control))).await?;
         self.reload().await
@@ -72,6 +73,7 @@ impl LocalPostgres {
         guard: &GuardClient,
         log: &Log,
         progress: &Progress,
+        remedy: &str,
     ) -> Result<(), PgError> {
         let mut told = Instant::now();
         let mut heard = Instant::now();
@@ -89,7 +91,8 @@ impl LocalPostgres {
             heard = Instant::now();
             if !report.status.alive {
                 let problem = log.problem().or(report.last_exit).unwrap_or_default();
-                return Err(refused(action, format!("the recovery ended: {problem}")));
+                let problem = format!("the recovery ended: {problem}{remedy}");
+                return Err(refused(action, problem));
             }
             match Session::connect(&self.options, Purpose::Look, Duration::from_secs(1)).await {
                 Ok(session) => match is_primary(&session).await {
@@ -121,6 +124,18 @@ impl LocalPostgres {
             Ok(options.data_dir.join("recovery.signal").exists())
         });
         looked.await
+    }
+}
+
+/// Returns what to try where a recovery ends without its target. Of a target that is no position it
+/// cannot be said beforehand which backup ended before it.
+fn remedy(recovery: &Recovery) -> &'static str {
+    match (&recovery.backup, &recovery.target) {
+        (None, RecoveryTarget::Time(_) | RecoveryTarget::Name(_) | RecoveryTarget::Xid(_)) => {
+            "; if there is such a target, it may be older than the newest backup, which this began \
+             with: name one that ended before the target"
+        }
+        _ => "",
     }
 }
 

@@ -187,9 +187,14 @@ impl Node {
 
     /// Makes a new cluster, with slots for `members`.
     pub(crate) async fn bootstrap(&self, members: &[&str]) {
+        self.bootstrap_with(json!({}), members).await;
+    }
+
+    /// The same, with parameters of the server.
+    pub(crate) async fn bootstrap_with(&self, parameters: Value, members: &[&str]) {
         self.arm(1).await;
         self.run(PgOp::Bootstrap {
-            config: Arc::new(config(json!({}))),
+            config: Arc::new(config(parameters)),
         })
         .await;
         self.run(PgOp::Confirm).await;

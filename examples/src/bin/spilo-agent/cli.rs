@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     pub(crate) validate_config: bool,
 
-    /// Do not check that the ports to listen on are free
+    /// Do not check that the ports to listen on are free: the agent runs already
     #[arg(short, long, requires = "validate_config")]
     pub(crate) ignore_listen_port: bool,
 

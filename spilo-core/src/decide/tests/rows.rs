@@ -409,6 +409,21 @@ fn holding() -> Vec<Row> {
     let slots = PgOp::Slots {
         wanted: BTreeSet::from([name("b").slot()]),
     };
+    let without_slots = |f: &mut Facts| {
+        f.config = Arc::new(config(json!({"postgresql": {"use_slots": false}})));
+        f.slot_seen.insert(name("b").slot(), NOW);
+        if let Server::Running(running) = &mut f.pg.as_mut().unwrap().value.server {
+            let theirs = name("of_somebody_else").slot();
+            running.slots = vec![(name("b").slot(), None), (theirs, None)];
+        }
+    };
+    let theirs = PgOp::Slots {
+        wanted: BTreeSet::from([name("of_somebody_else").slot()]),
+    };
+    let store_fails = |f: &mut Facts| f.store_failing = Some((NOW, "no answer".to_owned()));
+    let long_silent = |f: &mut Facts| {
+        f.peers.get_mut(&name("b")).unwrap().at = NodeTime(NOW.0 - 2100);
+    };
     let unseen = |f: &mut Facts| {
         f.holding.as_mut().unwrap().clear = Some(NodeTime(104_000));
     };
@@ -447,6 +462,17 @@ fn holding() -> Vec<Row> {
             Rule::SwitchoverWait,
             asked(Some("a"), Some("b")).peer(Some(waiting(4))),
         ),
+        wait(
+            Rule::SwitchoverWait,
+            asked(Some("a"), Some("b"))
+                .peer(Some(peer_at(1000)))
+                .with(store_fails),
+        ),
+        (
+            Rule::SwitchoverRefused,
+            refused.clone(),
+            asked(Some("a"), Some("b")).peer(None).with(long_silent),
+        ),
         (
             Rule::SwitchoverRefused,
             refused,
@@ -469,6 +495,7 @@ fn holding() -> Vec<Row> {
                 f.slot_seen.insert(name("b").slot(), NOW);
             }),
         ),
+        run(Rule::Slots, theirs, lead().with(without_slots)),
         run(
             Rule::Checkpoint,
             PgOp::Checkpoint,

@@ -239,6 +239,110 @@ fn a_lock_that_is_passed_to_a_shorter_lease_permits_no_longer_than_that_one() {
     assert_eq!(trace.until(), Some(asked.0 + 2970 - 250));
 }
 
+/// ZooKeeper grants no session that is longer than its servers allow.
+#[test]
+fn a_lease_that_is_not_granted_leaves_the_old_one_to_be_renewed() {
+    let config = |ttl: u64, revision| entry(format!(r#"{{"ttl":{ttl}}}"#), revision);
+    for kind in [DcsErrorKind::Refused, DcsErrorKind::Unavailable] {
+        let mut trace = trace();
+        trace.acquire();
+        trace.look(primary());
+        let mut raw = led_by("a", 30);
+        raw.documents.insert(Key::Config, config(60, 31));
+        trace.snapshot(raw.clone());
+        let (mut renewed, mut asked) = (0, 0);
+        let begun = trace.now;
+        while trace.now.since(begun) < Duration::from_secs(30) {
+            match &trace.lease {
+                Some((_, LeaseRequest::Renew(_))) => {
+                    renewed += 1;
+                    trace.answer_lease(Ok(LeaseAnswer::Done));
+                    raw.revision = Revision(raw.revision.0 + 1);
+                    trace.snapshot(raw.clone());
+                }
+                Some((_, LeaseRequest::Succeed(..))) => {
+                    asked += 1;
+                    trace.answer_lease(Err(kind));
+                }
+                Some((_, other)) => panic!("{other:?}"),
+                None => drop(trace.step(50, Event::Tick)),
+            }
+        }
+        assert!(renewed >= 11, "{kind:?}: {renewed} renewals");
+        assert!(trace.until() > Some(trace.now.0 + 6000), "{kind:?}");
+        match kind {
+            DcsErrorKind::Refused => assert_eq!(asked, 1),
+            _ => assert!(asked >= 10, "asked for {asked} times"),
+        }
+        // Another one is asked for.
+        raw.documents.insert(Key::Config, config(20, 90));
+        raw.revision = Revision(raw.revision.0 + 100);
+        let other = |trace: &Trace| match &trace.lease {
+            Some((_, LeaseRequest::Succeed(_, ttl))) => *ttl == Duration::from_secs(20),
+            _ => false,
+        };
+        for _ in 0..100 {
+            if other(&trace) {
+                break;
+            }
+            trace.snapshot(raw.clone());
+            match trace.lease {
+                Some((_, LeaseRequest::Renew(_))) => trace.answer_lease(Ok(LeaseAnswer::Done)),
+                Some(_) if !other(&trace) => trace.answer_lease(Err(kind)),
+                _ => drop(trace.step(50, Event::Tick)),
+            }
+        }
+        assert!(other(&trace), "{kind:?}: {:?}", trace.lease);
+    }
+}
+
+/// The lease that is held may be the shorter one: what is asked for by it must not come too late.
+#[test]
+fn consent_is_asked_for_by_the_ttl_of_the_lease_that_is_held() {
+    let mut trace = trace();
+    trace.acquire();
+    trace.look(primary());
+    let mut raw = led_by("a", 30);
+    let longer = entry(r#"{"ttl":60,"failsafe_mode":true}"#, 31);
+    raw.documents.insert(Key::Config, longer);
+    trace.snapshot(raw);
+    let until = trace.until().unwrap();
+    while trace.consent.is_none() {
+        assert!(trace.now.0 < until, "nobody was asked");
+        if trace.lease.is_some() {
+            trace.answer_lease(Err(DcsErrorKind::Unavailable));
+        }
+        trace.step(50, Event::Tick);
+    }
+}
+
+/// A new agent knows of a member that has left from what the leader before it kept.
+#[test]
+fn a_slot_that_was_retained_is_dropped_when_its_time_is_over() {
+    let mut trace = trace();
+    let mut raw = led_by("b", 20);
+    let status = r#"{"optime":1000,"retain_slots":["c","Nobody's"]}"#;
+    raw.documents.insert(Key::Status, entry(status, 21));
+    let from = trace.now;
+    trace.snapshot(raw.clone());
+    let seen = &trace.machine.facts().slot_seen;
+    assert_eq!(seen.get(&name("c").slot()), Some(&trace.now));
+    assert_eq!(
+        seen.keys()
+            .filter(|slot| slot.as_str().contains("nobody"))
+            .count(),
+        0
+    );
+    trace.pass(3000);
+    raw.revision = Revision(raw.revision.0 + 1);
+    trace.snapshot(raw);
+    let seen = trace.machine.facts().slot_seen[&name("c").slot()];
+    assert!(
+        seen.since(from) < Duration::from_secs(1),
+        "it is kept for ever"
+    );
+}
+
 #[test]
 fn a_snapshot_from_the_past_undoes_nothing() {
     let mut trace = trace();
