@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use super::duties::FENCE_PATIENCE;
 use super::facts::{HandedOver, LeaderHistory, OpFailure, RunningOp, Seen, Sent};
-use super::lease::{Holding, Predecessor, Proof};
-use super::listed::Listed;
+use super::lease::{Predecessor, Proof};
 use super::lock::electorate;
 use super::{
     Command, Event, Failure, LeaseAnswer, LeaseRequest, Machine, Order, ReadAnswer, ReadRequest,
     Ticket, WriteRequest,
 };
 use crate::cluster::{Cluster, Initialize};
-use crate::dcs::{DcsErrorKind, Expect, Key, Lease, RawSnapshot};
+use crate::dcs::{DcsErrorKind, Expect, Key, RawSnapshot};
 use crate::guard::{GuardErrorKind, GuardStatus};
 use crate::history::History;
 use crate::ids::{MemberName, OpId, SystemId};
@@ -145,25 +144,6 @@ impl Machine {
             }
             (LeaseRequest::Claim(_), Err(_)) => facts.lanes.read_wanted = true,
         }
-    }
-
-    fn lock_is_ours(&mut self, lease: Lease, from: NodeTime) {
-        let facts = &mut self.facts;
-        // An epoch once given up is never held again, whatever the store says.
-        if Some(lease.epoch) <= facts.given_up && !planted(Mutant::GivenUpEpochHeld) {
-            facts.unsettled = true;
-            return;
-        }
-        facts.last_lease = Some(lease.clone());
-        facts.succeeding = None;
-        // It was for the lease before.
-        facts.consent = None;
-        // A server that could not be promoted under an older holding is tried again.
-        facts.failures.remove(&PgOpKind::Promote);
-        facts.holding = Some(Holding::new(lease, from));
-        // The store refuses what was sent in an earlier one.
-        facts.written.listed = Listed::default();
-        facts.lanes.read_wanted = true;
     }
 
     /// Returns from when a lease counts whose request left at `sent`.

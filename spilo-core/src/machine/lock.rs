@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::Machine;
 use super::facts::Facts;
 use super::lease::{Earlier, Holding, Predecessor, Proof};
+use super::listed::Listed;
 use crate::cluster::{Cluster, Initialize, Leader, MemberRole, ReleaseDocument};
 use crate::dcs::{LeaderRecord, Lease, LeaseSecret};
 use crate::ids::{Epoch, MemberName};
 use crate::mutant::{Mutant, planted};
-use crate::pg::PgStatus;
+use crate::pg::{PgOpKind, PgStatus};
 use crate::time::NodeTime;
 
 impl Machine {
@@ -25,6 +26,26 @@ impl Machine {
         {
             before.proof = before.proof.or(Some(Proof::Aged));
         }
+    }
+
+    /// Notes a lease that was granted, which counts from `from`.
+    pub(super) fn lock_is_ours(&mut self, lease: Lease, from: NodeTime) {
+        let facts = &mut self.facts;
+        // An epoch once given up is never held again, whatever the store says.
+        if Some(lease.epoch) <= facts.given_up && !planted(Mutant::GivenUpEpochHeld) {
+            facts.unsettled = true;
+            return;
+        }
+        facts.last_lease = Some(lease.clone());
+        facts.succeeding = None;
+        // It was for the lease before.
+        facts.consent = None;
+        // A server that could not be promoted under an older holding is tried again.
+        facts.failures.remove(&PgOpKind::Promote);
+        facts.holding = Some(Holding::new(lease, from));
+        // The store refuses what was sent in an earlier one.
+        facts.written.listed = Listed::default();
+        facts.lanes.read_wanted = true;
     }
 
     /// What a snapshot means for our own holding, and for who held the lock before.

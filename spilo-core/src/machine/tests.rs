@@ -1,5 +1,6 @@
 //! Traces of steps: the laws of the lease, of consent, and of what came before.
 
+mod consent;
 mod fences;
 mod laws;
 mod proofs;

@@ -312,8 +312,7 @@ const ANSWER: Duration = Duration::from_secs(2);
 const RECORD_LIMIT: Duration = Duration::from_secs(1);
 /// How long the candidate may take for it: it was level a moment before, and nobody else may lead.
 const CANDIDATE_LIMIT: Duration = Duration::from_secs(3);
-/// How long after the shutdown record, and after the last stream, a file that is being archived may
-/// take.
+/// How long after the shutdown record a file that is being archived may take, once no stream is left.
 const ARCHIVE_LIMIT: Duration = Duration::from_secs(5);
 /// A process that is told to end says goodbye first, and waits for a receiver that is stuck until it
 /// is told once more.
