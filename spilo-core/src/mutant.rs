@@ -87,6 +87,9 @@ mutants! {
     PromotionOrderForgotten,
     /// What a server was seen to be before it was made a primary counts afterwards.
     OldLookTrusted,
+    /// A look at the server that began in the millisecond in which an operation ended counts as one
+    /// from after it.
+    OldLookCounts,
     /// A standby whose guard keeps a permission counts as nobody who may begin to write.
     LeftOrderForgotten,
     /// A hand-over begins although no candidate may take the lock yet.

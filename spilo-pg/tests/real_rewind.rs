@@ -44,7 +44,13 @@ async fn an_interrupted_rewind_is_gone_on_with_and_throws_nothing_away() {
     assert_eq!(error.kind(), PgErrorKind::CannotRewind, "{error}");
     std::fs::remove_file(&label).unwrap();
 
-    a.run(rewind).await;
+    a.run(rewind.clone()).await;
+    // Once more would fork the log: the recovery that pg_rewind begins with writes to the timeline
+    // that both have now, and pg_rewind sees no difference.
+    let control = a.control().await;
+    let error = a.try_run(rewind).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Retry, "{error}");
+    assert_eq!(a.control().await, control);
     a.follow_from_start(&b).await;
     a.sql("TABLE of_b").await;
 

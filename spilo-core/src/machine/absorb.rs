@@ -43,7 +43,7 @@ impl Machine {
             }
             Event::Observed(ticket, result) => {
                 if let Some(sent) = take(&mut self.facts.lanes.observe, ticket) {
-                    self.observed(sent.at, result);
+                    self.observed(&sent, result);
                 }
             }
             Event::HistoryRead(ticket, result) => {
@@ -296,8 +296,9 @@ impl Machine {
 
     // PostgreSQL.
 
-    fn observed(&mut self, at: NodeTime, result: Result<PgStatus, Failure<PgErrorKind>>) {
+    fn observed(&mut self, sent: &Sent<()>, result: Result<PgStatus, Failure<PgErrorKind>>) {
         let facts = &mut self.facts;
+        let current = sent.ticket >= facts.settled;
         let status = match result {
             Ok(status) => status,
             Err(failure) => {
@@ -312,7 +313,7 @@ impl Machine {
         };
         facts.pg_failing = None;
         facts.lanes.observe_failed = None;
-        if at >= facts.settled_at {
+        if current {
             if matches!(status.server, Server::Down | Server::Running(_)) {
                 (facts.fence_failing, facts.unburied) = (None, None);
             } else if facts.unburied.is_some() {
@@ -359,10 +360,10 @@ impl Machine {
         }
         let promoted = status.running().is_some_and(Running::is_primary);
         // Not by a look that began before: a server that was down then may have been started since.
-        if (status.server == Server::Down || promoted) && at >= facts.settled_at {
+        if (status.server == Server::Down || promoted) && current {
             facts.promotion_ordered = false;
         }
-        if facts.op.is_none() && at >= facts.settled_at {
+        if facts.op.is_none() && current {
             if promoted {
                 facts.handed_over = None;
             } else {
@@ -370,7 +371,11 @@ impl Machine {
             }
         }
         facts.see_outage(&status);
-        facts.pg = Some(Seen { at, value: status });
+        facts.looked = sent.ticket;
+        facts.pg = Some(Seen {
+            at: sent.at,
+            value: status,
+        });
     }
 
     fn history_read(
@@ -404,8 +409,7 @@ impl Machine {
         let Some(running) = facts.op.take_if(|op| is_this(op)) else {
             return;
         };
-        facts.settled_at = facts.now;
-        facts.lanes.observe_wanted = true;
+        facts.settle();
         let kind = running.op.kind();
         match result {
             Ok(()) => {
@@ -468,8 +472,7 @@ impl Machine {
     fn fenced(&mut self, result: Result<(), Failure<PgErrorKind>>) {
         let facts = &mut self.facts;
         let began = facts.fencing.take().unwrap_or(facts.now);
-        facts.settled_at = facts.now;
-        facts.lanes.observe_wanted = true;
+        facts.settle();
         match result {
             Ok(()) => {
                 facts.armed = None;

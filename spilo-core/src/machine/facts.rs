@@ -97,8 +97,11 @@ pub struct Facts {
     pub armed: Option<Deadline>,
     /// The operation under way.
     pub op: Option<RunningOp>,
-    /// When the latest operation or fence ended: a look that began before it is out of date.
-    pub settled_at: NodeTime,
+    /// The number of the first request after the latest operation or fence ended. A look that was
+    /// asked for before it is out of date; times do not tell, since both fit into a millisecond.
+    pub settled: Ticket,
+    /// The number of the latest look at PostgreSQL.
+    pub looked: Ticket,
     /// Since when a fence is under way.
     pub fencing: Option<NodeTime>,
     /// When a fence last proved that no process of the server is left.
@@ -419,7 +422,8 @@ impl Facts {
             armed: None,
             promotion_ordered: false,
             op: None,
-            settled_at: now,
+            settled: Ticket::default(),
+            looked: Ticket::default(),
             fencing: None,
             fenced_at: None,
             fence_failing: None,
@@ -476,6 +480,15 @@ impl Facts {
     pub(super) fn ticket(&mut self) -> Ticket {
         self.lanes.ticket.0 += 1;
         self.lanes.ticket
+    }
+
+    /// Notes that an operation or a fence has ended: what was seen before is out of date.
+    pub(super) fn settle(&mut self) {
+        let under_way = self.lanes.observe.as_ref();
+        let counts = under_way.filter(|sent| sent.at == self.now && planted(Mutant::OldLookCounts));
+        let next = Ticket(self.lanes.ticket.0 + 1);
+        self.settled = counts.map_or(next, |sent| sent.ticket);
+        self.lanes.observe_wanted = true;
     }
 
     /// Notes that `op` is under way.
@@ -578,9 +591,7 @@ impl Facts {
 
     /// Returns whether the latest look at PostgreSQL began after the latest operation ended.
     pub fn pg_is_current(&self) -> bool {
-        self.pg
-            .as_ref()
-            .is_some_and(|seen| seen.at >= self.settled_at)
+        self.pg.is_some() && self.looked >= self.settled
     }
 
     /// Returns how long ago something happened, or a very long time if it never did.

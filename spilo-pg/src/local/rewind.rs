@@ -55,10 +55,17 @@ impl LocalPostgres {
             let problem = format!("it is of the database cluster {system}, not of {own}");
             return Err(refused(&action, problem));
         }
+        let again = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
+        let timeline = control.position().timeline;
+        // pg_rewind would find nothing to do, after its recovery has written a log of its own on
+        // the timeline that both have.
+        if !again && timeline == history.timeline() {
+            let problem = format!("the data directory is on its timeline {timeline} already");
+            return Err(retry(&action, problem));
+        }
         let config = self.config().await?;
         self.state().config.get_or_insert(config);
         let wiring = self.standby_of(Some(from))?;
-        let again = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
         let source = source_line(from, &history);
         if !again {
             self.record(&control, Some(&history), from, "rewind").await;

@@ -6,9 +6,9 @@ use super::super::{Action, Rule};
 use super::*;
 use crate::cluster::HistoryEntry;
 use crate::history::Ancestor;
-use crate::machine::Exit;
 use crate::machine::facts::{HandedOver, Outage};
 use crate::machine::lease::Proof;
+use crate::machine::{Exit, Ticket};
 use crate::pg::{PgOpKind, StartRole};
 
 fn rule(node: Node) -> Rule {
@@ -18,7 +18,7 @@ fn rule(node: Node) -> Rule {
 #[test]
 fn f4_a_holder_whose_disk_hangs_starts_nothing_and_others_do_not_defer_to_it() {
     let blind = node().holder().with(|f| {
-        f.settled_at = NodeTime(NOW.0 + 1);
+        f.settled = Ticket(1);
         f.pg_failing = Some((NodeTime(1000), "the disk hangs".to_owned()));
     });
     let starts_nothing = rule(blind);
@@ -404,7 +404,7 @@ fn f4_an_agent_that_is_to_stop_ends_though_it_cannot_see_its_server() {
         let node = node().with(|f| {
             f.shutdown = true;
             f.pg_failing = Some((NodeTime(NOW.0 - failing_ms), "the disk hangs".to_owned()));
-            f.settled_at = NodeTime(NOW.0 + 1);
+            f.settled = Ticket(1);
             f.fenced_at = fenced.map(NodeTime);
         });
         node.decide()

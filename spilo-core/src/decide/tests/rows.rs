@@ -15,7 +15,7 @@ use crate::dcs::Expect;
 use crate::guard::GuardErrorKind;
 use crate::machine::facts::HandedOver;
 use crate::machine::lease::Promise;
-use crate::machine::{Exit, Failure};
+use crate::machine::{Exit, Failure, Ticket};
 use crate::peer::PeerStatus;
 use crate::pg::{PgOpKind, StartRole, Walsender};
 
@@ -201,10 +201,7 @@ fn safety() -> Vec<Row> {
             released(20, None),
             blind().with(|f| f.fenced_at = Some(NodeTime(60_000))),
         ),
-        wait(
-            Rule::Looking,
-            node().with(|f| f.settled_at = NodeTime(NOW.0 + 1)),
-        ),
+        wait(Rule::Looking, node().with(|f| f.settled = Ticket(1))),
         wait(Rule::GuardUnknown, node().with(|f| f.guard = None)),
         wait(Rule::GuardUnknown, node().with(gone(GuardErrorKind::Gone))),
     ]

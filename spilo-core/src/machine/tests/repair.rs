@@ -50,6 +50,27 @@ fn what_a_rewind_mended_is_started_at_once() {
 }
 
 #[test]
+fn a_look_from_before_an_operation_ended_decides_nothing_though_both_were_in_one_millisecond() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    let half = || down(DataDir::Unfinished(crate::pg::PgOpKind::Rewind));
+    let (id, op) = trace.next_op(&half());
+    assert_eq!(op, PgOp::Rewind { from: b() });
+    let amid = match trace.observe.take() {
+        Some(ticket) => ticket,
+        None => {
+            trace.step(50, Event::ServerChanged);
+            trace.observe.take().expect("it looks when it is told to")
+        }
+    };
+    trace.step(0, Event::OpEnded(id, Ok(())));
+    trace.step(10, Event::Observed(amid, Ok(half())));
+    // Once more would be a rewind of a whole directory, whose recovery forks the log.
+    assert_eq!(trace.rule(), Rule::Looking);
+    assert_eq!(trace.next_op(&stopped()).1, start());
+}
+
+#[test]
 fn no_start_that_fails_throws_data_away_however_often() {
     let mut trace = trace();
     trace.snapshot(led_by("b", 20));

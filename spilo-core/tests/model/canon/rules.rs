@@ -121,8 +121,8 @@ fn facts(name: &str) -> Rule {
     match name {
         // When it was stepped last shows in what it has yet to do in this quantum. A look at the
         // server has always been answered when a node comes to rest, so that what it saw is
-        // current; `pg` and `settled_at` are compared with nothing but each other.
-        "now" | "settled_at" | "fenced_at" => Rule::LeaveOut,
+        // current; `looked` and `settled` are compared with nothing but each other.
+        "now" | "settled" | "looked" | "fenced_at" => Rule::LeaveOut,
         // Servers here do not hang, and nobody asks an agent to end.
         "server_since" => Rule::LeaveOut,
         // Starts take no minutes here, and three take more incidents than there are.
