@@ -16,6 +16,7 @@ pub mod lease;
 mod limits;
 pub mod listed;
 mod lock;
+mod looks;
 mod report;
 #[cfg(test)]
 mod tests;

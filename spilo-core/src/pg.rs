@@ -73,7 +73,8 @@ pub enum PgOp {
     /// Replaces the data directory by a copy of `from`, ready to start as a standby of it.
     ///
     /// Refuses a directory that is not empty unless `replace` names what may be thrown away; so it
-    /// does with what an interrupted rewind left, but not with an unfinished clone or bootstrap.
+    /// does with what an interrupted rewind left, but not with an unfinished clone or bootstrap. It
+    /// throws that away only once `from` has answered as a primary of the same database cluster.
     Clone {
         /// The server to copy.
         from: Upstream,
@@ -102,7 +103,8 @@ pub enum PgOp {
     },
     /// Makes the stopped data directory a prefix of `from`'s history again, with pg_rewind. On a
     /// directory in which it was interrupted it goes on, or fails with
-    /// [`PgErrorKind::CannotRewind`] where that could leave a mixture behind.
+    /// [`PgErrorKind::CannotRewind`] where that could leave a mixture behind. One that is on the
+    /// timeline of `from` already has nothing to be rewound, and fails with [`PgErrorKind::Retry`].
     Rewind {
         /// The primary to return to.
         from: Upstream,

@@ -72,6 +72,47 @@ async fn an_interrupted_rewind_is_gone_on_with_and_throws_nothing_away() {
 }
 
 #[tokio::test]
+async fn data_give_way_only_to_a_copy_of_a_server_that_is_there_and_of_their_cluster() {
+    let version = Version::find("15").expect("version 15 is always there");
+    let dir = sandbox();
+    let a = Node::new(&version, dir.path(), "pg-a").await;
+    let b = Node::new(&version, dir.path(), "pg-b").await;
+    let stranger = Node::new(&version, dir.path(), "pg-c").await;
+    a.bootstrap(&["pg-b"]).await;
+    b.join(&a).await;
+    diverge(&a, &b).await;
+    stranger.bootstrap(&[]).await;
+    let control = a.control().await;
+    let copy = |from: &Node, replace| PgOp::Clone {
+        from: from.upstream(),
+        replace,
+    };
+    let own = Some(control.system_id);
+    let error = a.try_run(copy(&stranger, own)).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    assert_eq!(a.control().await, control);
+    // Its record says for a while yet that it is a primary.
+    b.run(PgOp::Stop).await;
+    let error = a.try_run(copy(&b, own)).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Retry, "{error}");
+    assert_eq!(a.control().await, control);
+
+    b.arm(3).await;
+    b.run(PgOp::Start {
+        role: StartRole::Primary,
+    })
+    .await;
+    interrupt(&a, &b, "connected to server").await;
+    // Somebody wants it copied anew.
+    std::fs::rename(&a.data_dir, dir.path().join("moved-away")).unwrap();
+    let data = a.postgres.observe().await.unwrap().data;
+    assert_eq!(data, DataDir::Empty);
+    a.run(copy(&b, None)).await;
+    a.follow_from_start(&b).await;
+    a.sql("TABLE of_b").await;
+}
+
+#[tokio::test]
 async fn a_rewind_fetches_the_log_that_it_lacks() {
     let dir = sandbox();
     let archive = dir.path().join("archive");

@@ -192,7 +192,8 @@ fn rewind(view: &View<'_>, id: SystemId, why: &str) -> Decision {
     }
     let failed = view.facts.failures.get(&PgOpKind::Rewind);
     if let Some(failure) = failed
-        && (failure.kind == PgErrorKind::CannotRewind || failure.times >= REWIND_TRIES)
+        && (failure.kind == PgErrorKind::CannotRewind
+            || (failure.kind != PgErrorKind::Retry && failure.times >= REWIND_TRIES))
     {
         let why = format!("pg_rewind failed: {}", failure.text);
         return reclone_if(view, id, config.reclone_when_rewind_fails, &why);
@@ -322,7 +323,7 @@ const BUSY_PATIENCE: Duration = Duration::from_secs(5);
 
 const ASK_EVERY: Duration = Duration::from_millis(500);
 
-/// The source may have failed over in between; a third failure is the directory's own.
+/// One that may pass is none of the directory's. Of any other the third is.
 const REWIND_TRIES: u32 = 3;
 
 /// What passes by itself has passed by then; somebody has to look.

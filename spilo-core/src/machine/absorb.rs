@@ -17,7 +17,7 @@ use crate::history::History;
 use crate::ids::{MemberName, OpId, SystemId};
 use crate::mutant::{Mutant, planted};
 use crate::peer::PeerStatus;
-use crate::pg::{PgErrorKind, PgOp, PgOpKind, PgStatus, Role, Running, Server, StartRole};
+use crate::pg::{PgErrorKind, PgOp, PgOpKind, StartRole};
 use crate::time::NodeTime;
 
 impl Machine {
@@ -296,88 +296,6 @@ impl Machine {
 
     // PostgreSQL.
 
-    fn observed(&mut self, sent: &Sent<()>, result: Result<PgStatus, Failure<PgErrorKind>>) {
-        let facts = &mut self.facts;
-        let current = sent.ticket >= facts.settled;
-        let status = match result {
-            Ok(status) => status,
-            Err(failure) => {
-                let since = facts
-                    .pg_failing
-                    .as_ref()
-                    .map_or(facts.now, |(since, _)| *since);
-                facts.pg_failing = Some((since, failure.text));
-                facts.lanes.observe_failed = Some(facts.now);
-                return;
-            }
-        };
-        facts.pg_failing = None;
-        facts.lanes.observe_failed = None;
-        if current {
-            if matches!(status.server, Server::Down | Server::Running(_)) {
-                (facts.fence_failing, facts.unburied) = (None, None);
-            } else if facts.unburied.is_some() {
-                // Killing it once more would come to the same.
-                facts.lanes.fence_failed = Some(facts.now);
-            }
-        }
-        let before = facts.pg.as_ref().map(|seen| kind_of(&seen.value.server));
-        if before != Some(kind_of(&status.server)) {
-            facts.server_since = facts.now;
-        }
-        if let Some(control) = status.control() {
-            facts.system_id = Some(control.system_id);
-            // Others may have copied what was begun here, before the store knows of it.
-            facts.existed = true;
-        }
-        let idle_standby = matches!(
-            status.running().map(|r| &r.role),
-            Some(Role::Standby {
-                streaming: false,
-                ..
-            })
-        );
-        facts.not_streaming_since = if idle_standby {
-            facts.not_streaming_since.or(Some(facts.now))
-        } else {
-            None
-        };
-        let timeline = status.position().map(|p| p.timeline);
-        if status.running().is_some_and(Running::is_primary) {
-            facts.led = timeline;
-        }
-        facts.moved = facts.pg.as_ref().and_then(|seen| seen.value.position()) != status.position();
-        let last = facts.pg.as_ref().and_then(|seen| seen.value.position());
-        if last.map(|position| position.timeline) != timeline {
-            facts.lanes.history_failed = None;
-        }
-        if facts.own_history.as_ref().map(History::timeline) != timeline {
-            facts.own_history = None;
-        }
-        // The guard drops its deadline when no process is left; so must we, once.
-        if status.server == Server::Down && before != Some(kind_of(&Server::Down)) {
-            facts.armed = None;
-        }
-        let promoted = status.running().is_some_and(Running::is_primary);
-        // Not by a look that began before: a server that was down then may have been started since.
-        if (status.server == Server::Down || promoted) && current {
-            facts.promotion_ordered = false;
-        }
-        if facts.op.is_none() && current {
-            if promoted {
-                facts.handed_over = None;
-            } else {
-                facts.checkpoint_pending = false;
-            }
-        }
-        facts.see_outage(&status);
-        facts.looked = sent.ticket;
-        facts.pg = Some(Seen {
-            at: sent.at,
-            value: status,
-        });
-    }
-
     fn history_read(
         &mut self,
         sent: Sent<Option<MemberName>>,
@@ -574,15 +492,4 @@ fn has_data(cluster: &Cluster, me: &MemberName) -> bool {
 /// Takes the request off its lane if this is the answer to it.
 pub(super) fn take<T>(lane: &mut Option<Sent<T>>, ticket: Ticket) -> Option<Sent<T>> {
     lane.take_if(|sent| sent.ticket == ticket)
-}
-
-fn kind_of(server: &Server) -> u8 {
-    match server {
-        Server::Down => 0,
-        Server::Busy { .. } => 1,
-        Server::Hung { .. } => 2,
-        Server::Running(running) if running.is_primary() => 3,
-        Server::Running(_) => 4,
-        Server::Closed { .. } => 5,
-    }
 }

@@ -482,15 +482,6 @@ impl Facts {
         self.lanes.ticket
     }
 
-    /// Notes that an operation or a fence has ended: what was seen before is out of date.
-    pub(super) fn settle(&mut self) {
-        let under_way = self.lanes.observe.as_ref();
-        let counts = under_way.filter(|sent| sent.at == self.now && planted(Mutant::OldLookCounts));
-        let next = Ticket(self.lanes.ticket.0 + 1);
-        self.settled = counts.map_or(next, |sent| sent.ticket);
-        self.lanes.observe_wanted = true;
-    }
-
     /// Notes that `op` is under way.
     pub(super) fn start_op(&mut self, op: PgOp) -> OpId {
         assert!(self.op.is_none(), "one operation at a time");
@@ -517,6 +508,8 @@ impl Facts {
         }
         self.failures.remove(&PgOpKind::Start);
         self.failures.remove(&PgOpKind::Rewind);
+        self.own_history = None;
+        self.lanes.history.take_if(|sent| sent.what.is_none());
     }
 
     /// Gives up the lock, for ever as far as this epoch goes.

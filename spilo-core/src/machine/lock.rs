@@ -94,6 +94,8 @@ impl Machine {
             let last = facts.predecessor.as_ref().filter(|p| same(p));
             if last.is_none() {
                 facts.leader_since = facts.now;
+                // What could not be rewound to one server may be to another.
+                facts.failures.remove(&PgOpKind::Rewind);
             }
             let left = last.and_then(|p| p.left);
             let longest = last

@@ -6,6 +6,7 @@ use spilo_core::pg::{PgError, PgOpKind, Progress, Upstream};
 use crate::guard::{Role, fence_without_guard};
 
 use super::conninfo::Endpoint;
+use super::controldata::ControlData;
 use super::files::{self, Mark, Marker};
 use super::observe::Alive;
 use super::start::write_signal;
@@ -22,12 +23,11 @@ impl LocalPostgres {
         let action = format!("clone {}", from.name);
         let endpoint =
             Endpoint::parse(&from.conn_url).map_err(|problem| refused(&action, problem))?;
-        let unrecorded = self.may_replace(&action, replace).await?;
+        let old = self.may_replace(&action, replace).await?;
         self.prepare().await?;
         self.end_leftovers(&action).await?;
-        if unrecorded {
-            // Recorded before anything is thrown away, and no reason to keep it.
-            Box::pin(self.record_diverged(from, "clone")).await;
+        if let Some(old) = old {
+            self.check_source(&action, from, &old).await?;
         }
         self.blocking(&action, |options| {
             Marker::new(&options.state_dir()).set(PgOpKind::Clone, options.uid_gid)
@@ -49,9 +49,31 @@ impl LocalPostgres {
         self.blocking(&action, move |_| marker.clear()).await
     }
 
-    /// Checks that the data directory is empty, or is what may be thrown away. Returns whether it
-    /// has a log of its own that was not recorded yet.
-    async fn may_replace(&self, action: &str, replace: Option<SystemId>) -> Result<bool, PgError> {
+    /// Makes sure that there is something to copy before data are thrown away for it: the record
+    /// of a member outlives its server. What is lost of the log is recorded.
+    async fn check_source(&self, action: &str, from: &Upstream, old: &Old) -> Result<(), PgError> {
+        let (system, history) = Box::pin(self.remote_history(from)).await?;
+        if let Some(own) = old.of
+            && own != system
+        {
+            let problem = format!("it is of the database cluster {system}, not of {own}");
+            return Err(refused(action, problem));
+        }
+        if let Some(control) = &old.unrecorded {
+            let theirs = (system == control.system_id).then_some(&history);
+            // No reason to keep it.
+            self.record(control, theirs, from, "clone").await;
+        }
+        Ok(())
+    }
+
+    /// Checks that the data directory is empty, or is what may be thrown away. Returns what there
+    /// is to lose.
+    async fn may_replace(
+        &self,
+        action: &str,
+        replace: Option<SystemId>,
+    ) -> Result<Option<Old>, PgError> {
         if self.eye.alive(&self.guard()).await? != Alive::Nobody {
             return Err(retry(
                 action,
@@ -74,12 +96,20 @@ impl LocalPostgres {
         // a rewind left may be all that there is of its log, but for the record of it.
         let half_rewound = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
         if empty || (matches!(marked, Some(Mark::Unfinished(_))) && !half_rewound) {
-            return Ok(false);
+            return Ok(None);
         }
-        let found = control.map(|control| control.system_id);
+        // One that was made here and that nobody wants gives way to a cluster that is another.
+        let of = replace.filter(|_| marked != Some(Mark::Provisional));
+        let found = control.as_ref().map(|control| control.system_id);
         match (found, replace) {
-            (Some(found), Some(allowed)) if found == allowed => Ok(!half_rewound),
-            (None, Some(_)) if half_rewound => Ok(false),
+            (Some(found), Some(allowed)) if found == allowed => Ok(Some(Old {
+                of,
+                unrecorded: control.filter(|_| !half_rewound),
+            })),
+            (None, Some(_)) if half_rewound => Ok(Some(Old {
+                of,
+                unrecorded: None,
+            })),
             (Some(found), Some(allowed)) => {
                 let problem = format!(
                     "the data directory is of the database cluster {found}, and only {allowed} may be \
@@ -104,4 +134,12 @@ impl LocalPostgres {
             .await
             .map(drop)
     }
+}
+
+/// Data that a copy takes the place of.
+struct Old {
+    /// The database cluster that the copy must be of too.
+    of: Option<SystemId>,
+    /// What its log ends with, where that was not recorded yet.
+    unrecorded: Option<ControlData>,
 }

@@ -32,6 +32,9 @@ impl LocalPostgres {
                 "processes of a server are alive in the data directory",
             ));
         }
+        // One that outlives its agent may still be at work on what is read here.
+        self.prepare().await?;
+        self.end_leftovers(&action).await?;
         let marker = self.marker();
         let (marked, control, earlier) = self
             .blocking(&action, move |options| {
@@ -47,8 +50,6 @@ impl LocalPostgres {
             let problem = "neither checksums nor wal_log_hints are on";
             return Err(cannot(problem.to_owned()));
         }
-        self.prepare().await?;
-        self.end_leftovers(&action).await?;
         let (system, history) = Box::pin(self.remote_history(from)).await?;
         if system != control.system_id {
             let own = control.system_id;
@@ -57,9 +58,10 @@ impl LocalPostgres {
         }
         let again = marked == Some(Mark::Unfinished(PgOpKind::Rewind));
         let timeline = control.position().timeline;
+        let level = timeline == history.timeline();
         // pg_rewind would find nothing to do, after its recovery has written a log of its own on
         // the timeline that both have.
-        if !again && timeline == history.timeline() {
+        if !again && level {
             let problem = format!("the data directory is on its timeline {timeline} already");
             return Err(retry(&action, problem));
         }
@@ -71,6 +73,8 @@ impl LocalPostgres {
             self.record(&control, Some(&history), from, "rewind").await;
         } else if earlier.is_done(&source).map_err(cannot)? {
             return self.finish_rewind(&action, &wiring).await;
+        } else if level {
+            return Err(cannot(INTERRUPTED_LATE.to_owned()));
         }
         let begun = source.clone();
         let standby = self
@@ -193,27 +197,8 @@ impl LocalPostgres {
         self.blocking(action, move |_| marker.clear()).await
     }
 
-    /// Records what of the local log is not in `from`'s history, before it is thrown away; a
-    /// directory that cannot be read has nothing to record.
-    pub(super) async fn record_diverged(&self, from: &Upstream, by: &str) {
-        let control = self.blocking("read the control file", |options| {
-            Ok(disk::read_control(options))
-        });
-        let Ok(Ok(control)) = control.await else {
-            return;
-        };
-        let history = match Box::pin(self.remote_history(from)).await {
-            Ok((system, history)) if system == control.system_id => Some(history),
-            Ok(_) => None,
-            Err(error) => {
-                tracing::warn!(%error, "it is not known from where on the local log has diverged");
-                None
-            }
-        };
-        self.record(&control, history.as_ref(), from, by).await;
-    }
-
-    async fn record(
+    /// Records what of the local log is not in the history of `from`, before it is thrown away.
+    pub(super) async fn record(
         &self,
         control: &ControlData,
         theirs: Option<&History>,
@@ -337,8 +322,7 @@ impl Earlier {
             ));
         }
         if self.labelled {
-            let problem = "it was interrupted when all was copied, and may not be on disk";
-            return Err(problem.to_owned());
+            return Err(INTERRUPTED_LATE.to_owned());
         }
         Ok(false)
     }
@@ -399,6 +383,8 @@ fn is_passing(problem: &str) -> bool {
 const WALDUMP_LIMIT: Duration = Duration::from_secs(20);
 
 const DONE: &str = "done\n";
+
+const INTERRUPTED_LATE: &str = "it was interrupted when all was copied, and may not be on disk";
 
 #[cfg(test)]
 mod tests {

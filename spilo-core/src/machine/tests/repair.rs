@@ -71,6 +71,31 @@ fn a_look_from_before_an_operation_ended_decides_nothing_though_both_were_in_one
 }
 
 #[test]
+fn a_primary_that_was_started_as_a_standby_is_remembered_to_have_led() {
+    let mut trace = trace();
+    let mut led = stopped();
+    let DataDir::Ready(control) = &mut led.data else {
+        panic!("{led:?}")
+    };
+    control.standby = false;
+    trace.look(led);
+    trace.look(standby());
+    assert_eq!(trace.machine.facts().led, Some(Timeline(1)));
+}
+
+#[test]
+fn what_cannot_be_rewound_to_one_leader_is_rewound_to_the_next() {
+    let mut trace = trace();
+    trace.snapshot(led_by("b", 20));
+    let rewind = PgOp::Rewind { from: b() };
+    let half = down(DataDir::Unfinished(crate::pg::PgOpKind::Rewind));
+    let failed = trace.run_next(&half, Err(PgErrorKind::CannotRewind));
+    assert_eq!(failed, rewind);
+    trace.snapshot(led_by("b", 30));
+    assert_eq!(trace.next_op(&half).1, rewind);
+}
+
+#[test]
 fn no_start_that_fails_throws_data_away_however_often() {
     let mut trace = trace();
     trace.snapshot(led_by("b", 20));

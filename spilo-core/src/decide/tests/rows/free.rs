@@ -38,11 +38,12 @@ pub(super) fn following() -> Vec<Row> {
     };
     let rewind = PgOp::Rewind { from: upstream_b() };
     let half = || node().pg(DataDir::Unfinished(PgOpKind::Rewind), Server::Down);
-    let hopeless = |node: Node| {
-        node.failed(PgOpKind::Rewind, 1, 20_000).with(|f| {
-            f.failures.get_mut(&PgOpKind::Rewind).unwrap().kind = PgErrorKind::CannotRewind;
+    let failed = |node: Node, times, kind| {
+        node.failed(PgOpKind::Rewind, times, 20_000).with(|f| {
+            f.failures.get_mut(&PgOpKind::Rewind).unwrap().kind = kind;
         })
     };
+    let hopeless = |node| failed(node, 1, PgErrorKind::CannotRewind);
     let keep = |remove: bool| {
         move |f: &mut Facts| {
             f.config = Arc::new(config(json!({"postgresql": {
@@ -81,10 +82,16 @@ pub(super) fn following() -> Vec<Row> {
             Rule::AwaitSource,
             half().led_by_b().failed(PgOpKind::Rewind, 1, 500),
         ),
+        // A network that is cut is no reason to throw anything away, however long it takes.
+        run(
+            Rule::Rewind,
+            rewind.clone(),
+            failed(half().led_by_b(), 100, PgErrorKind::Retry),
+        ),
         run(
             Rule::Rewind,
             rewind,
-            half().led_by_b().failed(PgOpKind::Rewind, 2, 5000),
+            failed(half().led_by_b(), 2, PgErrorKind::Refused),
         ),
         run(
             Rule::Reclone,
@@ -95,7 +102,7 @@ pub(super) fn following() -> Vec<Row> {
         run(
             Rule::Reclone,
             reclone,
-            half().led_by_b().failed(PgOpKind::Rewind, 3, 5000),
+            failed(half().led_by_b(), 3, PgErrorKind::Refused),
         ),
         wait(Rule::Stuck, careful(half().led_by_b())),
         run(
