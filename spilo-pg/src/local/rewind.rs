@@ -26,30 +26,7 @@ impl LocalPostgres {
     pub(super) async fn rewind(&self, from: &Upstream, progress: &Progress) -> Result<(), PgError> {
         let action = format!("rewind to {}", from.name);
         let cannot = |problem| PgError::new(PgErrorKind::CannotRewind, &action, problem);
-        if self.eye.alive(&self.guard()).await? != Alive::Nobody {
-            return Err(retry(
-                &action,
-                "processes of a server are alive in the data directory",
-            ));
-        }
-        // One that outlives its agent may still be at work on what is read here.
-        self.prepare().await?;
-        self.end_leftovers(&action).await?;
-        let marker = self.marker();
-        let (marked, control, earlier) = self
-            .blocking(&action, move |options| {
-                let earlier = Earlier::read(options)?;
-                Ok((marker.read()?, disk::read_control(options), earlier))
-            })
-            .await?;
-        if let Some(Mark::Unfinished(kind @ (PgOpKind::Clone | PgOpKind::Bootstrap))) = marked {
-            return Err(cannot(format!("the data directory is half made by {kind}")));
-        }
-        let control = control.map_err(|problem| refused(&action, problem.to_string()))?;
-        if !control.rewindable {
-            let problem = "neither checksums nor wal_log_hints are on";
-            return Err(cannot(problem.to_owned()));
-        }
+        let (marked, control, earlier) = self.what_is_there(&action).await?;
         let (system, history) = Box::pin(self.remote_history(from)).await?;
         if system != control.system_id {
             let own = control.system_id;
@@ -104,6 +81,39 @@ impl LocalPostgres {
                 Err(error)
             }
         }
+    }
+
+    /// Reads what there is to rewind, when nobody is at work on it any more.
+    async fn what_is_there(
+        &self,
+        action: &str,
+    ) -> Result<(Option<Mark>, ControlData, Earlier), PgError> {
+        if self.eye.alive(&self.guard()).await? != Alive::Nobody {
+            return Err(retry(
+                action,
+                "processes of a server are alive in the data directory",
+            ));
+        }
+        // One that outlives its agent may still be at work on what is read here.
+        self.prepare().await?;
+        self.end_leftovers(action).await?;
+        let marker = self.marker();
+        let (marked, control, earlier) = self
+            .blocking(action, move |options| {
+                let earlier = Earlier::read(options)?;
+                Ok((marker.read()?, disk::read_control(options), earlier))
+            })
+            .await?;
+        if let Some(Mark::Unfinished(kind @ (PgOpKind::Clone | PgOpKind::Bootstrap))) = marked {
+            let problem = format!("the data directory is half made by {kind}");
+            return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
+        }
+        let control = control.map_err(|problem| refused(action, problem.to_string()))?;
+        if !control.rewindable {
+            let problem = "neither checksums nor wal_log_hints are on";
+            return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
+        }
+        Ok((marked, control, earlier))
     }
 
     /// Makes the directory what it was, when pg_rewind gave up before it changed anything.
