@@ -103,8 +103,14 @@ async fn data_give_way_only_to_a_copy_of_a_server_that_is_there_and_of_their_clu
     })
     .await;
     interrupt(&a, &b, "connected to server").await;
-    // Somebody wants it copied anew.
+    // Somebody wants it copied anew; or its volume is not there.
     std::fs::rename(&a.data_dir, dir.path().join("moved-away")).unwrap();
+    let rewind = PgOp::Rewind { from: b.upstream() };
+    let error = a.try_run(rewind).await.unwrap_err();
+    assert_eq!(error.kind(), PgErrorKind::Refused, "{error}");
+    let text = error.to_string();
+    let (_, rest) = text.split_once("remove ").expect("it names the remedy");
+    std::fs::remove_file(rest.split_once(',').unwrap().0).unwrap();
     let data = a.postgres.observe().await.unwrap().data;
     assert_eq!(data, DataDir::Empty);
     a.run(copy(&b, None)).await;

@@ -193,7 +193,7 @@ pub(super) const HEADER: &str = "{\"journal\":";
 
 /// The version of the format. It changes with everything that makes an older program read
 /// something else than what was written, and so with most changes of what a machine holds.
-pub(super) const FORMAT: u64 = 4;
+pub(super) const FORMAT: u64 = 5;
 
 const SUM: &str = ",\"sum\":\"";
 

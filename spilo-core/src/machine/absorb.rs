@@ -367,7 +367,11 @@ impl Machine {
             Err(failure) => {
                 facts.promotion_ordered |=
                     running.op.makes_primary() && !planted(Mutant::PromotionOrderForgotten);
-                let times = facts.failures.get(&kind).map_or(0, |f| f.times);
+                // Of one kind: a network that was cut for long says nothing of what comes after.
+                let last = facts.failures.get(&kind);
+                let times = last
+                    .filter(|last| last.kind == failure.kind)
+                    .map_or(0, |last| last.times);
                 let failure = OpFailure {
                     at: facts.now,
                     times: times.saturating_add(1),

@@ -284,7 +284,7 @@ pub struct RunningOp {
 pub struct OpFailure {
     /// When it failed last.
     pub at: NodeTime,
-    /// How often in a row.
+    /// How often in a row, and in this way.
     pub times: u32,
     /// What that means.
     pub kind: PgErrorKind,

@@ -8,7 +8,7 @@ use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use spilo_core::pg::{Control, DataDir, PgError, PgErrorKind, PgOpKind};
+use spilo_core::pg::{Control, DataDir, PgError, PgErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
@@ -183,15 +183,7 @@ fn look(options: &LocalOptions, memory: &mut Memory) -> Result<Seen, String> {
     let provisional = match Marker::new(&options.state_dir()).read() {
         Ok(None) => false,
         Ok(Some(Mark::Provisional)) => true,
-        Ok(Some(Mark::Unfinished(kind))) => {
-            // Somebody took what it was about away, to have it copied anew.
-            let gone = kind == PgOpKind::Rewind && files::is_empty(data_dir).unwrap_or(false);
-            let data = match gone {
-                true => DataDir::Empty,
-                false => DataDir::Unfinished(kind),
-            };
-            return nothing(data);
-        }
+        Ok(Some(Mark::Unfinished(kind))) => return nothing(DataDir::Unfinished(kind)),
         Err(error) => return judge(Problem::reading(&options.state_dir(), &error)),
     };
     match version(options, memory).and_then(|()| control(options, &mut memory.control)) {

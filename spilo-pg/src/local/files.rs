@@ -192,6 +192,11 @@ impl Marker {
         Self(state_dir.join("operation"))
     }
 
+    /// Returns where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
     /// Writes the marker, before anything else is touched.
     pub(crate) fn set(&self, kind: PgOpKind, owner: Owner) -> io::Result<()> {
         replace(&self.0, &format!("{kind}\n"), owner).map(drop)

@@ -98,17 +98,30 @@ impl LocalPostgres {
         self.prepare().await?;
         self.end_leftovers(action).await?;
         let marker = self.marker();
-        let (marked, control, earlier) = self
+        let at = marker.path().display().to_string();
+        let (marked, control, earlier, empty) = self
             .blocking(action, move |options| {
                 let earlier = Earlier::read(options)?;
-                Ok((marker.read()?, disk::read_control(options), earlier))
+                let empty = files::is_empty(&options.data_dir)?;
+                let control = disk::read_control(options);
+                Ok((marker.read()?, control, earlier, empty))
             })
             .await?;
+        if empty {
+            let problem = format!(
+                "the data directory is empty: mount its volume; or, if it was moved away to have it \
+                 copied anew, remove {at}, which tells of its rewind"
+            );
+            return Err(refused(action, problem));
+        }
         if let Some(Mark::Unfinished(kind @ (PgOpKind::Clone | PgOpKind::Bootstrap))) = marked {
             let problem = format!("the data directory is half made by {kind}");
             return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
         }
-        let control = control.map_err(|problem| refused(action, problem.to_string()))?;
+        let control = control.map_err(|problem| match problem {
+            disk::Problem::Data(problem) => refused(action, problem),
+            disk::Problem::Machine(problem) => retry(action, problem),
+        })?;
         if !control.rewindable {
             let problem = "neither checksums nor wal_log_hints are on";
             return Err(PgError::new(PgErrorKind::CannotRewind, action, problem));
@@ -183,6 +196,7 @@ impl LocalPostgres {
                 // stops pg_rewind while its source is well stops it again.
                 let well = Box::pin(self.remote_history(from)).await.is_ok();
                 let kind = match well && !is_passing(&problem) {
+                    _ if is_denied(&problem) => PgErrorKind::Refused,
                     true => PgErrorKind::CannotRewind,
                     false => PgErrorKind::Retry,
                 };
@@ -241,6 +255,12 @@ impl LocalPostgres {
         );
         let written = self.blocking("record the diverged log", move |options| {
             let path = options.state_dir().join("diverged.log");
+            // One that is tried again throws no more away.
+            let after_time = |line: &str| line.split_once(' ').map(|(_, rest)| rest.to_owned());
+            let said = fs::read_to_string(&path).unwrap_or_default();
+            if said.lines().last().and_then(after_time) == after_time(line.trim_end()) {
+                return Ok(());
+            }
             let mut file = if path.exists() {
                 files::open_own(&path, OpenOptions::new().append(true), options.uid_gid)?
             } else {
@@ -380,10 +400,18 @@ fn is_passing(problem: &str) -> bool {
         "must not be in recovery mode",
         "session is read-only",
         "No space left on device",
+        "too many clients",
+    ]
+    .iter()
+    .any(|sign| problem.contains(sign))
+}
+
+/// Returns whether the source does not let pg_rewind in, or not read what it has to.
+fn is_denied(problem: &str) -> bool {
+    [
         "password authentication failed",
         "no pg_hba.conf entry",
         "permission denied",
-        "too many clients",
     ]
     .iter()
     .any(|sign| problem.contains(sign))

@@ -92,7 +92,16 @@ fn what_cannot_be_rewound_to_one_leader_is_rewound_to_the_next() {
     let failed = trace.run_next(&half, Err(PgErrorKind::CannotRewind));
     assert_eq!(failed, rewind);
     trace.snapshot(led_by("b", 30));
-    assert_eq!(trace.next_op(&half).1, rewind);
+    for _ in 0..10 {
+        let failed = trace.run_next(&half, Err(PgErrorKind::Retry));
+        assert_eq!(failed, rewind);
+    }
+    // Whatever comes after a cut network is the first of its kind.
+    for _ in 0..3 {
+        let failed = trace.run_next(&half, Err(PgErrorKind::Refused));
+        assert_eq!(failed, rewind);
+    }
+    assert_ne!(trace.next_op(&half).1, rewind);
 }
 
 #[test]
