@@ -65,7 +65,7 @@ pub struct ArchiverOptions {
 pub struct ArchiverStatus {
     /// The files that are on their way into the archive.
     pub pushing: Vec<String>,
-    /// The file that was archived last; of several at once the one that took longest.
+    /// The file that was archived last; of several at once the one that ended last.
     pub last_archived: Option<String>,
     /// Why the last file was not archived, if it was not.
     pub last_error: Option<String>,
